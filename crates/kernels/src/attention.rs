@@ -1,0 +1,557 @@
+//! Causal attention over packed keys and values, both passes, never an `[S, S]` matrix.
+//!
+//! **The numbers.** Keys come in blocks of 64 by position, blocks in segments of 8. Within a segment, per query:
+//! `s = (q·k) · scale`, `m' = max(m, max s)`, `p = exp(s − m')`, `α = exp(m − m')`, `l = fma(l, α, sum16(p))`,
+//! `o = fma(o, α, Σ p·v)` with `p` rounded to the element type for the product; products are the house dot product. Segments
+//! merge in ascending order: `m = max(m₁, m₂)`, `l = fma(l₁, α₁, l₂·α₂)`, the same for `o`; `out = o / l`.
+//! A query never sees a later key, so a prompt cut anywhere gives the same bits.
+//!
+//! Source: Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135 (backward).
+//! Shapes: `H` query heads share `G` key heads; `Dk`, `Dv` head widths; `q` `[T, H·Dk]`, `k` `[T, G·Dk]`, `v` `[T, G·Dv]`.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::{
+    gemm::{
+        Right,
+        lanes::Packable,
+        pack::{Aligned, Left, LeftData, PAIR, PANEL, Packed},
+        tiles,
+    },
+    isa::{Isa, multi_isa},
+    math::{exp, sum16},
+    tensor::{Dtype, Element, Tensor, with_element},
+};
+
+/// Keys of a block.
+pub const BLOCK: usize = 64;
+/// Blocks of a segment.
+const SEGMENT: usize = 8;
+
+/// Head counts and widths of an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadShape {
+    /// Query heads `H`.
+    pub heads: usize,
+    /// Key and value heads `G`; `H` is a multiple.
+    pub kv_heads: usize,
+    /// Width of queries and keys.
+    pub dk: usize,
+    /// Width of values.
+    pub dv: usize,
+    /// Multiplies every score.
+    pub scale: f32,
+}
+
+/// Keys (after rope) and values of one sequence in one layer, packed block by block.
+#[derive(Clone)]
+pub struct KvBlocks(AnyKv);
+
+#[derive(Clone)]
+enum AnyKv {
+    F32(Kv<f32>),
+    Bf16(Kv<bf16>),
+}
+
+impl KvBlocks {
+    /// Empty.
+    pub fn new(dtype: Dtype, shape: HeadShape) -> Self {
+        Self(match dtype {
+            Dtype::F32 => AnyKv::F32(Kv::new(shape)),
+            Dtype::Bf16 => AnyKv::Bf16(Kv::new(shape)),
+        })
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            AnyKv::F32(kv) => kv.len,
+            AnyKv::Bf16(kv) => kv.len,
+        }
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps the first `len` tokens. What stood behind stays in memory and is overwritten or masked.
+    pub fn truncate(&mut self, len: usize) {
+        match &mut self.0 {
+            AnyKv::F32(kv) => kv.truncate(len),
+            AnyKv::Bf16(kv) => kv.truncate(len),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            AnyKv::F32(kv) => kv.data.len() * 4,
+            AnyKv::Bf16(kv) => kv.data.len() * 2,
+        }
+    }
+}
+
+/// A block holds, per key head, `[64 outputs, Dk]` packed keys and `[Dv outputs, 64]` packed values.
+#[derive(Clone)]
+struct Kv<E> {
+    shape: HeadShape,
+    len: usize,
+    data: Aligned<E>,
+}
+
+impl<E: Packable> Kv<E> {
+    fn new(shape: HeadShape) -> Self {
+        assert!(shape.heads.is_multiple_of(shape.kv_heads));
+        Self { shape, len: 0, data: Aligned::zeros(0) }
+    }
+
+    fn key_len(&self) -> usize {
+        BLOCK / PANEL * self.shape.dk.div_ceil(2) * PAIR
+    }
+
+    fn value_len(&self) -> usize {
+        self.shape.dv.div_ceil(PANEL) * (BLOCK / 2) * PAIR
+    }
+
+    fn head_len(&self) -> usize {
+        self.key_len() + self.value_len()
+    }
+
+    fn keys(&self, block: usize, head: usize) -> &[E] {
+        &self.data[(block * self.shape.kv_heads + head) * self.head_len()..][..self.key_len()]
+    }
+
+    fn values(&self, block: usize, head: usize) -> &[E] {
+        &self.data[(block * self.shape.kv_heads + head) * self.head_len() + self.key_len()..][..self.value_len()]
+    }
+
+    fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len);
+        self.len = len;
+        // A value behind the end meets p = 0, but 0 · ∞ is NaN: leave no old number in the block that is kept.
+        let blocks = len.div_ceil(BLOCK);
+        self.data.resize(blocks * self.shape.kv_heads * self.head_len());
+        if !len.is_multiple_of(BLOCK) {
+            for position in len..blocks * BLOCK {
+                for head in 0..self.shape.kv_heads {
+                    self.put(position, head, None);
+                }
+            }
+        }
+    }
+
+    fn append<S: Element>(&mut self, k: &[S], v: &[S], tokens: usize) {
+        let HeadShape { kv_heads, dk, dv, .. } = self.shape;
+        let first = self.len;
+        self.len += tokens;
+        self.data.resize(self.len.div_ceil(BLOCK) * kv_heads * self.head_len());
+        for t in 0..tokens {
+            for head in 0..kv_heads {
+                let (k, v) = (&k[(t * kv_heads + head) * dk..][..dk], &v[(t * kv_heads + head) * dv..][..dv]);
+                self.put(first + t, head, Some((bytemuck::cast_slice(k), bytemuck::cast_slice(v))));
+            }
+        }
+    }
+
+    fn put(&mut self, position: usize, head: usize, kv: Option<(&[E], &[E])>) {
+        let HeadShape { kv_heads, dk, dv, .. } = self.shape;
+        let at = (position / BLOCK * kv_heads + head) * self.head_len();
+        let key_len = self.key_len();
+        let head_len = self.head_len();
+        let (keys, values) = self.data[at..at + head_len].split_at_mut(key_len);
+        let row = position % BLOCK;
+        let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
+        let zero = E::narrow(0.0);
+        for d in 0..dk {
+            keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
+        }
+        for d in 0..dv {
+            values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
+                kv.map_or(zero, |(_, v)| v[d]);
+        }
+    }
+}
+
+/// A sequence of a batch: its rows of `q`, `k`, `v`, and what it holds already.
+pub struct Sequence<'a> {
+    /// First row.
+    pub first: usize,
+    /// Rows.
+    pub tokens: usize,
+    /// The keys and values before these tokens; these are appended.
+    pub kv: &'a mut KvBlocks,
+}
+
+/// Appends `k` and `v` to each sequence and returns the attention output `[T, H·Dv]` in the dtype of `q`, and the
+/// log-sum-exp of each query's scores, `[T, H]`.
+pub fn forward(
+    isa: Isa,
+    shape: HeadShape,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    seqs: &mut [Sequence<'_>],
+) -> (Tensor, Vec<f32>) {
+    let (dk, dv) = (shape.kv_heads * shape.dk, shape.kv_heads * shape.dv);
+    assert_eq!([q.cols, k.cols, v.cols], [shape.heads * shape.dk, dk, dv]);
+    assert!(k.rows == q.rows && v.rows == q.rows && k.dtype() == q.dtype() && v.dtype() == q.dtype());
+    for s in seqs.iter_mut() {
+        match &mut s.kv.0 {
+            AnyKv::F32(kv) => {
+                kv.append(&k.f32()[s.first * dk..], &v.f32()[s.first * dv..], s.tokens);
+            }
+            AnyKv::Bf16(kv) => {
+                kv.append(&bf16::slice(k)[s.first * dk..], &bf16::slice(v)[s.first * dv..], s.tokens);
+            }
+        }
+    }
+    let mut out = Tensor::zeros(q.dtype(), q.rows, shape.heads * shape.dv);
+    let mut lse = vec![0.0; q.rows * shape.heads];
+    struct Task {
+        seq: usize,
+        head: usize,
+        from: usize,
+        rows: usize,
+    }
+    let mut tasks = Vec::new();
+    for (seq, s) in seqs.iter().enumerate() {
+        for from in (0..s.tokens).step_by(BLOCK) {
+            let rows = (s.tokens - from).min(BLOCK);
+            tasks.extend((0..shape.heads).map(|head| Task { seq, head, from, rows }));
+        }
+    }
+    let seqs = &*seqs;
+    let run = |t: &Task| {
+        let s = &seqs[t.seq];
+        let left = head_view(q, s.first + t.from, shape.dk, t.head, false);
+        let position = s.kv.len() - s.tokens + t.from;
+        match &s.kv.0 {
+            AnyKv::F32(kv) => tile_forward(isa, kv, &left, t.head, position, t.rows),
+            AnyKv::Bf16(kv) => tile_forward(isa, kv, &left, t.head, position, t.rows),
+        }
+    };
+    let cost: usize = tasks.iter().map(|t| t.rows * seqs[t.seq].kv.len() * (shape.dk + shape.dv)).sum();
+    let results: Vec<_> =
+        if cost < 64 * 1024 { tasks.iter().map(run).collect() } else { tasks.par_iter().map(run).collect() };
+    with_element!(q.dtype(), E => {
+        let o = E::slice_mut(&mut out);
+        for (t, (rows, l)) in tasks.iter().zip(&results) {
+            for r in 0..t.rows {
+                let token = seqs[t.seq].first + t.from + r;
+                let at = (token * shape.heads + t.head) * shape.dv;
+                for (o, x) in o[at..at + shape.dv].iter_mut().zip(&rows[r * shape.dv..]) {
+                    *o = E::narrow(*x);
+                }
+                lse[token * shape.heads + t.head] = l[r];
+            }
+        }
+    });
+    (out, lse)
+}
+
+/// Rows of one head of `x` (`[T, heads · d]`) from row `first` on.
+fn head_view(x: &Tensor, first: usize, d: usize, head: usize, round: bool) -> Left<'_> {
+    let at = first * x.cols + head * d;
+    match &x.storage {
+        crate::tensor::Storage::F32(x_) => {
+            Left { data: LeftData::F32(&x_[at..]), row_stride: x.cols, col_stride: 1, round }
+        }
+        crate::tensor::Storage::Bf16(x_) => {
+            Left { data: LeftData::Bf16(&x_[at..]), row_stride: x.cols, col_stride: 1, round }
+        }
+    }
+}
+
+/// Strips of an even depth, see [`Left::pack`].
+fn strips(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> Vec<f32> {
+    let even = depth.next_multiple_of(2);
+    let mut out = vec![0.0; rows.div_ceil(4) * 4 * even];
+    if even == depth {
+        left.pack(isa, 0, rows, 0, depth, &mut out);
+    } else {
+        let mut odd = vec![0.0; rows.div_ceil(4) * 4 * depth];
+        left.pack(isa, 0, rows, 0, depth, &mut odd);
+        for (o, s) in out.chunks_exact_mut(4 * even).zip(odd.chunks_exact(4 * depth)) {
+            o[..4 * depth].copy_from_slice(s);
+        }
+    }
+    out
+}
+
+/// Queries of one head at `position..position + rows`. Returns `[rows, Dv]` and the log-sum-exps.
+fn tile_forward<E: Packable>(
+    isa: Isa,
+    kv: &Kv<E>,
+    q: &Left<'_>,
+    head: usize,
+    position: usize,
+    rows: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let HeadShape { heads, kv_heads, dk, dv, scale } = kv.shape;
+    let group = head / (heads / kv_heads);
+    let q = strips(isa, q, rows, dk);
+    let width = dv.next_multiple_of(PANEL);
+    let blocks = (position + rows).div_ceil(BLOCK);
+    let mut total = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
+    let mut s = vec![0.0f32; rows * BLOCK];
+    let mut p_strips = vec![0.0f32; rows.next_multiple_of(4) * BLOCK];
+    let mut pv = vec![0.0f32; rows * width];
+    let mut alpha = vec![0.0f32; rows];
+    for segment in (0..blocks).step_by(SEGMENT) {
+        let mut part = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
+        for block in segment..(segment + SEGMENT).min(blocks) {
+            let right = Right { data: kv.keys(block, group), panel_stride: dk.div_ceil(2) * PAIR };
+            tiles(isa, rows, BLOCK / PANEL, dk.div_ceil(2), &q, &right, &mut s, BLOCK, false);
+            for r in 0..rows {
+                let seen = (position + r + 1).saturating_sub(block * BLOCK).min(BLOCK);
+                alpha[r] = softmax_step(isa, &mut s[r * BLOCK..][..BLOCK], seen, scale, &mut part.0[r], &mut part.1[r]);
+            }
+            let view = Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
+            view.pack(isa, 0, rows, 0, BLOCK, &mut p_strips);
+            let right = Right { data: kv.values(block, group), panel_stride: BLOCK / 2 * PAIR };
+            tiles(isa, rows, width / PANEL, BLOCK / 2, &p_strips, &right, &mut pv, width, false);
+            for r in 0..rows {
+                // A query that sees nothing of this block is left alone, so that its bits do not depend on its neighbours.
+                if position + r >= block * BLOCK {
+                    scale_add(isa, &mut part.2[r * width..][..width], alpha[r], &pv[r * width..][..width], 1.0);
+                }
+            }
+        }
+        for r in (0..rows).filter(|r| position + r >= segment * BLOCK) {
+            if segment == 0 {
+                (total.0[r], total.1[r]) = (part.0[r], part.1[r]);
+                total.2[r * width..][..width].copy_from_slice(&part.2[r * width..][..width]);
+            } else {
+                let m = total.0[r].max(part.0[r]);
+                let (a, b) = (exp(total.0[r] - m), exp(part.0[r] - m));
+                total.0[r] = m;
+                total.1[r] = total.1[r].mul_add(a, part.1[r] * b);
+                scale_add(isa, &mut total.2[r * width..][..width], a, &part.2[r * width..][..width], b);
+            }
+        }
+    }
+    let mut out = vec![0.0; rows * dv];
+    for r in 0..rows {
+        let l = total.1[r];
+        for (o, x) in out[r * dv..][..dv].iter_mut().zip(&total.2[r * width..]) {
+            *o = x / l;
+        }
+    }
+    let lse = (0..rows).map(|r| total.0[r] + libm::logf(total.1[r])).collect();
+    (out, lse)
+}
+
+multi_isa! {
+    /// Turns a row of 64 scores, of which `seen` are visible, into probabilities relative to the running maximum.
+    fn softmax_step(s: &mut [f32], seen: usize, scale: f32, m: &mut f32, l: &mut f32) -> f32 {
+        let s: &mut [f32; BLOCK] = s.try_into().expect("a block");
+        if seen == 0 {
+            s.fill(0.0);
+            return 1.0;
+        }
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        for (j, s) in s.iter_mut().enumerate() {
+            *s = if j < seen { *s * scale } else { f32::NEG_INFINITY };
+            lanes[j % 16] = if *s > lanes[j % 16] || s.is_nan() { *s } else { lanes[j % 16] };
+        }
+        let mut top = *m;
+        for x in lanes {
+            top = if x > top || x.is_nan() { x } else { top };
+        }
+        let alpha = exp(*m - top);
+        for s in s.iter_mut() {
+            *s = exp(*s - top);
+        }
+        let sum = sum16(BLOCK, |j| s[j]);
+        *m = top;
+        *l = l.mul_add(alpha, sum);
+        alpha
+    }
+}
+
+multi_isa! {
+    /// `o = fma(o, a, x · b)`.
+    fn scale_add(o: &mut [f32], a: f32, x: &[f32], b: f32) {
+        for (o, x) in o.iter_mut().zip(x) {
+            *o = o.mul_add(a, *x * b);
+        }
+    }
+}
+
+/// What [`backward`] needs of the forward pass.
+pub struct Saved<'a> {
+    /// `[T, H·Dk]` after rope.
+    pub q: &'a Tensor,
+    /// `[T, G·Dk]` after rope.
+    pub k: &'a Tensor,
+    /// `[T, G·Dv]`
+    pub v: &'a Tensor,
+    /// `[T, H·Dv]`
+    pub o: &'a Tensor,
+    /// `[T, H]`
+    pub lse: &'a [f32],
+}
+
+/// Gradients of `q`, `k` and `v` (f32) given `d_o` = ∂loss/∂o, f32 `[T, H·Dv]`, for sequences `cu_seqlens` that begin empty.
+///
+/// `D = Σ dO·O`, `P = exp(s − lse)`, `dS = P ∘ (dO·Vᵀ − D) · scale`; then `dV = Pᵀ·dO`, `dQ = dS·K`, `dK = dSᵀ·Q`, each with
+/// operands rounded to the element type of `q`, key blocks ascending, query blocks ascending within, heads of a group
+/// ascending outside.
+pub fn backward(
+    isa: Isa,
+    shape: HeadShape,
+    saved: &Saved<'_>,
+    d_o: &Tensor,
+    cu_seqlens: &[usize],
+) -> (Tensor, Tensor, Tensor) {
+    let HeadShape { heads, kv_heads, dk, dv, .. } = shape;
+    let rows = saved.q.rows;
+    let tasks: Vec<_> =
+        cu_seqlens.windows(2).flat_map(|w| (0..kv_heads).map(move |g| (w[0], w[1] - w[0], g))).collect();
+    let results: Vec<_> =
+        tasks.par_iter().map(|(first, len, g)| group_backward(isa, shape, saved, d_o, *first, *len, *g)).collect();
+    let mut dq = Tensor::zeros(Dtype::F32, rows, heads * dk);
+    let mut d_k = Tensor::zeros(Dtype::F32, rows, kv_heads * dk);
+    let mut d_v = Tensor::zeros(Dtype::F32, rows, kv_heads * dv);
+    let per = heads / kv_heads;
+    for ((first, len, g), (q, k, v)) in tasks.into_iter().zip(results) {
+        for (h, q) in q.iter().enumerate() {
+            put_head(&mut dq, first, len, g * per + h, dk, q);
+        }
+        put_head(&mut d_k, first, len, g, dk, &k);
+        put_head(&mut d_v, first, len, g, dv, &v);
+    }
+    (dq, d_k, d_v)
+}
+
+/// Copies `[len, width ≥ d]` into columns `head · d ..` of rows `first..`.
+fn put_head(to: &mut Tensor, first: usize, len: usize, head: usize, d: usize, from: &[f32]) {
+    let cols = to.cols;
+    let width = d.next_multiple_of(PANEL);
+    let to = to.f32_mut();
+    for r in 0..len {
+        to[(first + r) * cols + head * d..][..d].copy_from_slice(&from[r * width..][..d]);
+    }
+}
+
+type GroupGrads = (Vec<Vec<f32>>, Vec<f32>, Vec<f32>);
+
+/// One key head of one sequence and the query heads that share it: `dq` per head, `dk`, `dv`, rows padded to panels.
+fn group_backward(
+    isa: Isa,
+    shape: HeadShape,
+    saved: &Saved<'_>,
+    d_o: &Tensor,
+    first: usize,
+    len: usize,
+    g: usize,
+) -> GroupGrads {
+    let HeadShape { heads, kv_heads, dk, dv, scale } = shape;
+    let round = saved.q.dtype() == Dtype::Bf16;
+    let per = heads / kv_heads;
+    let (wk, wv) = (dk.next_multiple_of(PANEL), dv.next_multiple_of(PANEL));
+    let blocks = len.div_ceil(BLOCK);
+    let size = |b: usize| (len - b * BLOCK).min(BLOCK);
+    let mut d_k = vec![0.0f32; len * wk];
+    let mut d_v = vec![0.0f32; len * wv];
+    let rows_of = |x: &Tensor, head: usize, d: usize, b: usize, round: bool| -> Vec<f32> {
+        let view = head_view(x, first + b * BLOCK, d, head, round);
+        dense(&view, size(b), d)
+    };
+    // Right operands of the key block: keys as outputs (for s and dP) and widths as outputs (for dQ).
+    let keys: Vec<_> = (0..blocks)
+        .map(|b| {
+            let (k, v) = (rows_of(saved.k, g, dk, b, false), rows_of(saved.v, g, dv, b, false));
+            (
+                Packed::<f32>::from_rows(&k, size(b), dk),
+                Packed::<f32>::from_columns(isa, &k, dk, 0, dk, size(b)),
+                Packed::<f32>::from_rows(&v, size(b), dv),
+            )
+        })
+        .collect();
+    let mut s = vec![0.0f32; BLOCK * BLOCK];
+    let mut dp = vec![0.0f32; BLOCK * BLOCK];
+    let mut d_qs = Vec::with_capacity(per);
+    for h in 0..per {
+        let head = g * per + h;
+        let mut dq = vec![0.0f32; len * wk];
+        let queries: Vec<_> = (0..blocks)
+            .map(|b| {
+                let n = size(b);
+                let (q, d) = (rows_of(saved.q, head, dk, b, false), rows_of(d_o, head, dv, b, round));
+                let exact = rows_of(d_o, head, dv, b, false);
+                let o = rows_of(saved.o, head, dv, b, false);
+                let dots: Vec<f32> =
+                    (0..n).map(|r| sum16(dv, |i| exact[r * dv + i] * o[r * dv + i])).collect();
+                let left = |x: &[f32], d| {
+                    strips(isa, &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false }, n, d)
+                };
+                (
+                    left(&q, dk),
+                    Packed::<f32>::from_columns(isa, &q, dk, 0, dk, n),
+                    left(&d, dv),
+                    Packed::<f32>::from_columns(isa, &d, dv, 0, dv, n),
+                    dots,
+                )
+            })
+            .collect();
+        for (j, (k_rows, k_columns, v_rows)) in keys.iter().enumerate() {
+            let nj = size(j);
+            let width = nj.next_multiple_of(PANEL);
+            for (i, (q, q_columns, d, d_columns, dots)) in queries.iter().enumerate().skip(j) {
+                let ni = size(i);
+                let right = |p: &Packed<f32>| -> (usize, usize) { (p.pairs(), p.pairs() * PAIR) };
+                let product = |left: &[f32], rows: usize, p: &Packed<f32>, c: &mut [f32], stride: usize, keep: bool| {
+                    let (pairs, panel_stride) = right(p);
+                    let panels = p.n.div_ceil(PANEL);
+                    tiles(isa, rows, panels, pairs, left, &Right { data: &p.data, panel_stride }, c, stride, keep);
+                };
+                product(q, ni, k_rows, &mut s, width, false);
+                product(d, ni, v_rows, &mut dp, width, false);
+                for r in 0..ni {
+                    let token = first + i * BLOCK + r;
+                    let seen = if i == j { (r + 1).min(nj) } else { nj };
+                    let lse = saved.lse[token * heads + head];
+                    score_grad(isa, &mut s[r * width..][..width], &mut dp[r * width..][..width], seen, scale, lse, dots[r]);
+                }
+                let left = |x: &[f32], rows: usize, depth: usize, transposed: bool| {
+                    let (row_stride, col_stride) = if transposed { (1, width) } else { (width, 1) };
+                    strips(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
+                };
+                product(&left(&s, nj, ni, true), nj, d_columns, &mut d_v[j * BLOCK * wv..], wv, true);
+                product(&left(&dp, nj, ni, true), nj, q_columns, &mut d_k[j * BLOCK * wk..], wk, true);
+                product(&left(&dp, ni, nj, false), ni, k_columns, &mut dq[i * BLOCK * wk..], wk, true);
+            }
+        }
+        d_qs.push(dq);
+    }
+    (d_qs, d_k, d_v)
+}
+
+/// `[rows, d]` f32 copy of a view.
+fn dense(view: &Left<'_>, rows: usize, d: usize) -> Vec<f32> {
+    let round = |x: f32| if view.round { crate::math::round_bf16(x) } else { x };
+    let mut out = Vec::with_capacity(rows * d);
+    for r in 0..rows {
+        let at = r * view.row_stride..r * view.row_stride + d;
+        match view.data {
+            LeftData::F32(x) => out.extend(x[at].iter().map(|x| round(*x))),
+            LeftData::Bf16(x) => out.extend(x[at].iter().map(|x| x.widen())),
+        }
+    }
+    out
+}
+
+multi_isa! {
+    /// Scores to probabilities, and products `dO·v` to score gradients, both 0 where not `seen`.
+    fn score_grad(s: &mut [f32], dp: &mut [f32], seen: usize, scale: f32, lse: f32, dot: f32) {
+        for (j, (s, dp)) in s.iter_mut().zip(dp.iter_mut()).enumerate() {
+            let p = exp(*s * scale - lse);
+            let ds = p * (*dp - dot) * scale;
+            *s = if j < seen { p } else { 0.0 };
+            *dp = if j < seen { ds } else { 0.0 };
+        }
+    }
+}

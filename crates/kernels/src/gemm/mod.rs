@@ -1,0 +1,393 @@
+//! Matrix products `Y[M, N] = X[M, K] · W[N, K]ᵀ`, the one dot product of the house, and its drivers.
+//!
+//! **The dot product.** Along K in chunks of 32: an even and an odd accumulator start at zero and take `k` ascending by
+//! fused multiply-add; then `acc += even + odd`. This is what one AMX `TDPBF16PS` computes. [`reference()`] states it in
+//! six lines; every other path returns the same bits, whatever the blocking, because blocks cut M and N freely and K only
+//! between chunks, where the accumulator is stored exactly.
+//!
+//! The left operand is packed on the way in as f32 strips of 4 rows, the right one is packed by [`pack`].
+
+pub(crate) mod lanes;
+pub(crate) mod pack;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use lanes::{Lanes, Packable, Plain};
+use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
+
+use crate::{
+    isa::{Isa, Level},
+    tensor::{Storage, Tensor},
+};
+
+/// Rows of a block: its packed strips stay in L2.
+const BLOCK_M: usize = 64;
+/// Columns of a block, a multiple of two panels.
+const BLOCK_N: usize = 512;
+/// Summed elements of a block, a multiple of 32: two bf16 panels of it fill half of a 32 KiB L1.
+const BLOCK_K: usize = 256;
+/// Products below this many multiplications run on the calling thread.
+const SERIAL: usize = 64 * 1024;
+
+/// The dot product, by definition. Slow.
+pub fn reference(a: &[f32], b: &[f32], mut acc: f32) -> f32 {
+    for (a, b) in a.chunks(32).zip(b.chunks(32)) {
+        let mut sum = [0.0f32; 2];
+        for (k, (a, b)) in a.iter().zip(b).enumerate() {
+            sum[k % 2] = a.mul_add(*b, sum[k % 2]);
+        }
+        acc += sum[0] + sum[1];
+    }
+    acc
+}
+
+/// Where a product goes: element `(m, n)` at `m · stride + n`.
+#[derive(Clone, Copy)]
+pub(crate) enum Out {
+    /// Replaces, rounded to bf16 once.
+    Bf16(*mut bf16),
+    /// Replaces.
+    F32(*mut f32),
+    /// Continues the sum that is there.
+    AddF32(*mut f32),
+}
+
+impl Out {
+    /// The place of an output, from its first element on.
+    pub fn of(y: &mut Tensor) -> Self {
+        match &mut y.storage {
+            Storage::F32(y) => Self::F32(y.as_mut_ptr()),
+            Storage::Bf16(y) => Self::Bf16(y.as_mut_ptr()),
+        }
+    }
+
+    /// The same, `elements` further on.
+    pub fn offset(self, elements: usize) -> Self {
+        match self {
+            Self::Bf16(p) => Self::Bf16(p.wrapping_add(elements)),
+            Self::F32(p) => Self::F32(p.wrapping_add(elements)),
+            Self::AddF32(p) => Self::AddF32(p.wrapping_add(elements)),
+        }
+    }
+}
+
+/// One product of a group. `out` must be valid for `m` rows of `stride` elements, and no two problems may overlap in it.
+pub(crate) struct Problem<'a> {
+    pub m: usize,
+    pub left: Left<'a>,
+    pub right: &'a AnyPacked,
+    pub bias: Option<&'a [f32]>,
+    pub out: Out,
+    pub stride: usize,
+}
+
+// SAFETY: the pointer is only written through disjoint tasks, see `Problem`.
+unsafe impl Sync for Problem<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Problem<'_> {}
+
+struct Task {
+    problem: usize,
+    rows: (usize, usize),
+    columns: (usize, usize),
+}
+
+/// Runs all problems, cut into tasks for the threads of the current pool. Bits do not depend on the cut.
+pub(crate) fn run(isa: Isa, problems: &[Problem<'_>]) {
+    let work = |p: &Problem<'_>| p.m * n_of(p.right) * k_of(p.right).max(1);
+    let total: usize = problems.iter().map(work).sum();
+    let threads = rayon::current_num_threads();
+    let parallel = threads > 1 && total > SERIAL;
+    let mut tasks = Vec::new();
+    for (problem, p) in problems.iter().enumerate() {
+        let n = n_of(p.right);
+        if p.m == 0 || n == 0 {
+            continue;
+        }
+        // Enough tasks for the threads to even out, each with as many columns as that allows.
+        let row_blocks = p.m.div_ceil(BLOCK_M);
+        let share = (4 * threads * work(p)).div_ceil(total.max(1));
+        let cuts = if parallel { share.div_ceil(row_blocks).max(1) } else { 1 };
+        let width = n.div_ceil(cuts).next_multiple_of(2 * PANEL).max(4 * PANEL);
+        for c in (0..n).step_by(width) {
+            for r in (0..p.m).step_by(BLOCK_M) {
+                tasks.push(Task { problem, rows: (r, (r + BLOCK_M).min(p.m)), columns: (c, (c + width).min(n)) });
+            }
+        }
+    }
+    let each = |t: &Task| {
+        let p = &problems[t.problem];
+        match p.right {
+            AnyPacked::F32(b) => block(isa, p, b, t),
+            AnyPacked::Bf16(b) => block(isa, p, b, t),
+        }
+    };
+    if parallel { tasks.par_iter().for_each(each) } else { tasks.iter().for_each(each) }
+}
+
+fn n_of(b: &AnyPacked) -> usize {
+    pack::with_packed!(b, b => b.n)
+}
+
+fn k_of(b: &AnyPacked) -> usize {
+    pack::with_packed!(b, b => b.k)
+}
+
+thread_local! {
+    static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>)> = const { std::cell::RefCell::new((Vec::new(), Vec::new())) };
+}
+
+fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task) {
+    let (r0, r1) = task.rows;
+    let rows = r1 - r0;
+    SCRATCH.with_borrow_mut(|(strips, c)| {
+        strips.resize(BLOCK_M * BLOCK_K, 0.0);
+        c.resize(BLOCK_M * BLOCK_N, 0.0);
+        for c0 in (task.columns.0..task.columns.1).step_by(BLOCK_N) {
+            let columns = (task.columns.1 - c0).min(BLOCK_N);
+            let width = columns.next_multiple_of(PANEL);
+            if let Out::AddF32(out) = p.out {
+                for (r, c) in c.chunks_exact_mut(width).take(rows).enumerate() {
+                    // SAFETY: the row lies in the output, and only this task touches these columns of it.
+                    let from = unsafe { std::slice::from_raw_parts(out.add((r0 + r) * p.stride + c0), columns) };
+                    c[..columns].copy_from_slice(from);
+                }
+            }
+            let mut keep = matches!(p.out, Out::AddF32(_));
+            for k0 in (0..b.k).step_by(BLOCK_K) {
+                let ks = (b.k - k0).min(BLOCK_K);
+                let even = ks.next_multiple_of(2);
+                pack_even(isa, &p.left, r0, rows, k0, ks, strips);
+                let from = ((c0 / PANEL) * b.pairs() + k0 / 2) * PAIR;
+                let right = Right { data: &b.data[from..], panel_stride: b.pairs() * PAIR };
+                tiles(isa, rows, width / PANEL, even / 2, strips, &right, c, width, keep);
+                keep = true;
+            }
+            if !keep {
+                c[..rows * width].fill(0.0);
+            }
+            for (r, c) in c.chunks_exact(width).take(rows).enumerate() {
+                let at = (r0 + r) * p.stride + c0;
+                let c = &c[..columns];
+                let bias = p.bias.map(|b| &b[c0..c0 + columns]);
+                // SAFETY: the row lies in the output, and only this task touches these columns of it.
+                unsafe {
+                    match p.out {
+                        Out::Bf16(out) => {
+                            store_bf16(isa, c, bias, std::slice::from_raw_parts_mut(out.add(at), columns));
+                        }
+                        Out::F32(out) | Out::AddF32(out) => {
+                            store_f32(c, bias, std::slice::from_raw_parts_mut(out.add(at), columns));
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Packs strips of an even number of `k`, the missing one zero.
+fn pack_even(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, k0: usize, ks: usize, strips: &mut [f32]) {
+    left.pack(isa, r0, rows, k0, ks, strips);
+    if !ks.is_multiple_of(2) {
+        // Strips were packed `ks` apart; spread them to `ks + 1`, last first.
+        for s in (0..rows.div_ceil(4)).rev() {
+            strips.copy_within(s * ks * 4..(s + 1) * ks * 4, s * (ks + 1) * 4);
+            strips[(s * (ks + 1) + ks) * 4..][..4].fill(0.0);
+        }
+    }
+}
+
+crate::isa::multi_isa! {
+    fn store_bf16(c: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) {
+        match bias {
+            None => out.iter_mut().zip(c).for_each(|(o, c)| *o = crate::math::to_bf16(*c)),
+            Some(b) => out.iter_mut().zip(c).zip(b).for_each(|((o, c), b)| *o = crate::math::to_bf16(*c + *b)),
+        }
+    }
+}
+
+fn store_f32(c: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    match bias {
+        None => out.copy_from_slice(c),
+        Some(b) => out.iter_mut().zip(c).zip(b).for_each(|((o, c), b)| *o = c + b),
+    }
+}
+
+/// Panels of a right operand from some column and `k` on.
+pub(crate) struct Right<'a, E> {
+    pub data: &'a [E],
+    pub panel_stride: usize,
+}
+
+/// `c[rows, 16 · panels] (+)= strips · right` over `pairs` pairs of `k`, whole chunks of 32 first.
+///
+/// `strips`: packed by [`Left::pack`], `2 · pairs` deep; `c`: row stride `stride`; `keep`: continue the sums in `c`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn tiles<E: Packable>(
+    isa: Isa,
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    strips: &[f32],
+    right: &Right<'_, E>,
+    c: &mut [f32],
+    stride: usize,
+    keep: bool,
+) {
+    if rows == 0 || panels == 0 {
+        return;
+    }
+    assert!(strips.len() >= rows.div_ceil(4) * pairs * 8);
+    assert!(right.data.len() >= (panels - 1) * right.panel_stride + pairs * PAIR);
+    assert!(stride >= panels * PANEL && c.len() >= (rows - 1) * stride + panels * PANEL);
+    // SAFETY: the asserts above are what `all_tiles` asks for, and `isa` proves the instruction set.
+    unsafe {
+        match isa.0 {
+            Level::Portable => all_tiles::<Plain, E>(rows, panels, pairs, strips, right, c, stride, keep),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2(rows, panels, pairs, strips, right, c, stride, keep),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512(rows, panels, pairs, strips, right, c, stride, keep),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn avx2<E: Packable>(
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    strips: &[f32],
+    right: &Right<'_, E>,
+    c: &mut [f32],
+    stride: usize,
+    keep: bool,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe { all_tiles::<lanes::Avx2, E>(rows, panels, pairs, strips, right, c, stride, keep) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn avx512<E: Packable>(
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    strips: &[f32],
+    right: &Right<'_, E>,
+    c: &mut [f32],
+    stride: usize,
+    keep: bool,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe { all_tiles::<lanes::Avx512, E>(rows, panels, pairs, strips, right, c, stride, keep) }
+}
+
+/// Right panels outermost, so that they stay in L1 while the strips pass.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn all_tiles<L: Lanes, E: Packable>(
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    strips: &[f32],
+    right: &Right<'_, E>,
+    c: &mut [f32],
+    stride: usize,
+    keep: bool,
+) {
+    let mut p = 0;
+    while p < panels {
+        let nv = (panels - p).min(L::TILE.1);
+        let mut r = 0;
+        while r < rows {
+            let mr = (rows - r).min(L::TILE.0).min(4 - r % 4);
+            // SAFETY: within the lengths that `tiles` asserted.
+            unsafe {
+                let a = strips.as_ptr().add((r / 4) * pairs * 8 + r % 4);
+                let b = right.data.as_ptr().add(p * right.panel_stride);
+                let c = c.as_mut_ptr().add(r * stride + p * PANEL);
+                let s = right.panel_stride;
+                match (mr, nv) {
+                    (4, 2) => tile::<L, E, 4, 2>(pairs, a, b, s, c, stride, keep),
+                    (3, 2) => tile::<L, E, 3, 2>(pairs, a, b, s, c, stride, keep),
+                    (2, 2) => tile::<L, E, 2, 2>(pairs, a, b, s, c, stride, keep),
+                    (1, 2) => tile::<L, E, 1, 2>(pairs, a, b, s, c, stride, keep),
+                    (4, 1) => tile::<L, E, 4, 1>(pairs, a, b, s, c, stride, keep),
+                    (3, 1) => tile::<L, E, 3, 1>(pairs, a, b, s, c, stride, keep),
+                    (2, 1) => tile::<L, E, 2, 1>(pairs, a, b, s, c, stride, keep),
+                    _ => tile::<L, E, 1, 1>(pairs, a, b, s, c, stride, keep),
+                }
+            }
+            r += mr;
+        }
+        p += nv;
+    }
+}
+
+/// A tile of `MR` rows and `NV` panels: the definition of [`reference()`], 16 columns at a time.
+#[inline(always)]
+unsafe fn tile<L: Lanes, E: Packable, const MR: usize, const NV: usize>(
+    pairs: usize,
+    mut a: *const f32,
+    mut b: *const E,
+    panel_stride: usize,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    // SAFETY: `a` is `2 · pairs` groups of 4 f32, `b` is `NV` panels of `pairs` pairs, `c` is `MR` rows of `NV` panels;
+    // the caller proved the instruction set of `L`.
+    unsafe {
+        let mut acc = [[L::zero(); NV]; MR];
+        if keep {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::load(c.add(r * stride + v * PANEL));
+                }
+            }
+        }
+        let mut left = pairs;
+        while left > 0 {
+            let chunk = left.min(16);
+            left -= chunk;
+            let mut even = [[L::zero(); NV]; MR];
+            let mut odd = [[L::zero(); NV]; MR];
+            for _ in 0..chunk {
+                let mut bs = [(L::zero(), L::zero()); NV];
+                for (v, bs) in bs.iter_mut().enumerate() {
+                    *bs = E::pair::<L>(b.add(v * panel_stride));
+                }
+                for r in 0..MR {
+                    let x = L::splat(*a.add(r));
+                    for v in 0..NV {
+                        even[r][v] = L::fma(x, bs[v].0, even[r][v]);
+                    }
+                }
+                for r in 0..MR {
+                    let x = L::splat(*a.add(4 + r));
+                    for v in 0..NV {
+                        odd[r][v] = L::fma(x, bs[v].1, odd[r][v]);
+                    }
+                }
+                a = a.add(8);
+                b = b.add(PAIR);
+            }
+            for r in 0..MR {
+                for v in 0..NV {
+                    acc[r][v] = acc[r][v].add(even[r][v].add(odd[r][v]));
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (v, acc) in acc.iter().enumerate() {
+                acc.store(c.add(r * stride + v * PANEL));
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Choosing experts and moving tokens to them and back.
+//!
+//! Source: DeepSeek-V3 technical report, arXiv:2412.19437, equations 12 to 20.
+//! Shapes: `T` tokens, `E` routed experts, `K` experts per token, `D` model width.
+
+use crate::{
+    isa::{Isa, multi_isa},
+    math::{sigmoid, sum16},
+    rows,
+    tensor::{Dtype, Element, Tensor, with_element},
+};
+
+/// How a gate chooses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GateShape {
+    /// `E`
+    pub experts: usize,
+    /// `K`
+    pub top_k: usize,
+    /// Groups of consecutive experts.
+    pub groups: usize,
+    /// Groups kept per token.
+    pub top_groups: usize,
+    /// Divide the chosen scores by their sum.
+    pub normalise: bool,
+    /// Multiplies the weights.
+    pub scale: f32,
+}
+
+/// What a gate decided for a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routing {
+    /// Chosen experts, `[T, K]`, ascending within a token.
+    pub experts: Vec<u32>,
+    /// Their weights, `[T, K]`.
+    pub weights: Vec<f32>,
+    /// `sigmoid` of all logits, `[T, E]`.
+    pub scores: Vec<f32>,
+    /// Rows of each expert in the sorted order: expert `e` has `offsets[e]..offsets[e + 1]`, `[E + 1]`.
+    pub offsets: Vec<usize>,
+    /// Token of each sorted row, `[T · K]`: experts ascending, tokens ascending within.
+    pub tokens: Vec<u32>,
+    /// Sorted row of each choice, `[T, K]`.
+    pub places: Vec<u32>,
+    /// `K`
+    pub top_k: usize,
+}
+
+impl Routing {
+    /// Tokens that each expert got, `[E]`.
+    pub fn loads(&self) -> Vec<usize> {
+        self.offsets.windows(2).map(|w| w[1] - w[0]).collect()
+    }
+}
+
+/// Scores `s = sigmoid(logits)`; the bias chooses, the unbiased score weighs: groups by the sum of their two best biased
+/// scores, then the `K` best of the kept groups (ties to the lower number), `w = scale · s / (Σ s + 1e-20)`.
+///
+/// `logits`: f32 `[T, E]`; `bias`: `[E]`.
+pub fn route(logits: &Tensor, bias: &[f32], g: GateShape) -> Routing {
+    let e = g.experts;
+    assert!(logits.cols == e && bias.len() == e && g.top_k <= e && e.is_multiple_of(g.groups));
+    let scores: Vec<f32> = logits.f32().iter().map(|x| sigmoid(*x)).collect();
+    let t = logits.rows;
+    let (mut experts, mut weights) = (Vec::with_capacity(t * g.top_k), Vec::with_capacity(t * g.top_k));
+    let mut biased = vec![0.0; e];
+    let per = e / g.groups;
+    let mut order: Vec<u32> = Vec::with_capacity(e);
+    for s in scores.chunks_exact(e) {
+        biased.iter_mut().zip(s).zip(bias).for_each(|((b, s), bias)| *b = s + bias);
+        if g.top_groups < g.groups {
+            let mut ranked: Vec<(f32, usize)> = biased
+                .chunks_exact(per)
+                .enumerate()
+                .map(|(i, group)| {
+                    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+                    for b in group {
+                        (first, second) = if *b > first { (*b, first) } else { (first, second.max(*b)) };
+                    }
+                    (if per > 1 { first + second } else { first }, i)
+                })
+                .collect();
+            ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            for (_, group) in &ranked[g.top_groups..] {
+                biased[group * per..(group + 1) * per].fill(f32::NEG_INFINITY);
+            }
+        }
+        order.clear();
+        order.extend(0..e as u32);
+        let best = |a: &u32, b: &u32| biased[*b as usize].total_cmp(&biased[*a as usize]).then(a.cmp(b));
+        if g.top_k < e {
+            order.select_nth_unstable_by(g.top_k - 1, best);
+        }
+        let chosen = &mut order[..g.top_k];
+        chosen.sort_unstable();
+        let total: f32 = chosen.iter().map(|i| s[*i as usize]).sum::<f32>() + 1e-20;
+        for i in chosen {
+            let s = s[*i as usize];
+            weights.push(g.scale * if g.normalise { s / total } else { s });
+            experts.push(*i);
+        }
+    }
+    let mut offsets = vec![0; e + 1];
+    experts.iter().for_each(|x| offsets[*x as usize + 1] += 1);
+    for i in 0..e {
+        offsets[i + 1] += offsets[i];
+    }
+    let mut next = offsets.clone();
+    let (mut tokens, mut places) = (vec![0; experts.len()], vec![0; experts.len()]);
+    for (i, x) in experts.iter().enumerate() {
+        let row = &mut next[*x as usize];
+        tokens[*row] = (i / g.top_k) as u32;
+        places[i] = *row as u32;
+        *row += 1;
+    }
+    Routing { experts, weights, scores, offsets, tokens, places, top_k: g.top_k }
+}
+
+/// Gradient of the logits, f32 `[T, E]`, given `dw` = ∂loss/∂weights `[T, K]`, and the sequence-wise balance loss.
+///
+/// Through `w_i = c·s_i/Σ`: `ds_i = c/Σ · (dw_i − Σ_j dw_j s_j / Σ)`. The balance loss of a sequence of `T` tokens is
+/// `alpha · Σ_e f_e P_e`, `f_e = E/(K·T) · #chosen(e)` without gradient, `P_e = mean_t(s_te / Σ_j s_tj)`; it is averaged over
+/// the sequences of `cu_seqlens`, and `share` is this micro-batch's part of the step's sequences.
+pub fn route_grad(
+    r: &Routing,
+    g: GateShape,
+    dw: &[f32],
+    alpha: f32,
+    cu_seqlens: &[usize],
+    share: f32,
+) -> (Tensor, f32) {
+    let (e, k) = (g.experts, g.top_k);
+    let t = dw.len() / k;
+    let mut d = Tensor::zeros(Dtype::F32, t, e);
+    let out = d.f32_mut();
+    for t in 0..t {
+        let s = &r.scores[t * e..][..e];
+        let (chosen, dw) = (&r.experts[t * k..][..k], &dw[t * k..][..k]);
+        let ds = &mut out[t * e..][..e];
+        if g.normalise {
+            let total: f32 = chosen.iter().map(|i| s[*i as usize]).sum::<f32>() + 1e-20;
+            let mean: f32 = chosen.iter().zip(dw).map(|(i, d)| d * s[*i as usize]).sum::<f32>() / total;
+            chosen.iter().zip(dw).for_each(|(i, d)| ds[*i as usize] = g.scale / total * (d - mean));
+        } else {
+            chosen.iter().zip(dw).for_each(|(i, d)| ds[*i as usize] = g.scale * d);
+        }
+    }
+    let mut loss = 0.0;
+    let sequences = cu_seqlens.len() - 1;
+    if alpha > 0.0 {
+        for w in cu_seqlens.windows(2) {
+            let len = w[1] - w[0];
+            let mut f = vec![0.0f32; e];
+            r.experts[w[0] * k..w[1] * k].iter().for_each(|i| f[*i as usize] += 1.0);
+            f.iter_mut().for_each(|f| *f *= e as f32 / (k * len) as f32);
+            let c = alpha * share / (sequences * len) as f32;
+            for t in w[0]..w[1] {
+                let s = &r.scores[t * e..][..e];
+                let total = sum16(e, |i| s[i]);
+                let mean = sum16(e, |i| f[i] * s[i]) / total;
+                loss += mean * c;
+                for (ds, f) in out[t * e..][..e].iter_mut().zip(&f) {
+                    *ds += c / total * (f - mean);
+                }
+            }
+        }
+    }
+    for (d, s) in out.iter_mut().zip(&r.scores) {
+        *d *= s * (1.0 - s);
+    }
+    (d, loss)
+}
+
+/// Row `i` of the result is row `rows[i]` of `x`.
+pub fn gather(x: &Tensor, tokens: &[u32]) -> Tensor {
+    let mut y = Tensor::zeros(x.dtype(), tokens.len(), x.cols);
+    let d = x.cols;
+    with_element!(x.dtype(), E => {
+        let x = E::slice(x);
+        rows::each(E::slice_mut(&mut y), d, |first, y| {
+            for (y, t) in y.chunks_exact_mut(d).zip(&tokens[first..]) {
+                y.copy_from_slice(&x[*t as usize * d..][..d]);
+            }
+        });
+    });
+    y
+}
+
+/// `acc[t] += Σ_k y[places[t, k]]`, choices ascending; f32.
+pub fn scatter_add(y: &Tensor, r: &Routing, acc: &mut Tensor) {
+    let d = y.cols;
+    let y = y.f32();
+    rows::each(acc.f32_mut(), d, |first, acc| {
+        for (acc, places) in acc.chunks_exact_mut(d).zip(r.places[first * r.top_k..].chunks_exact(r.top_k)) {
+            for p in places {
+                acc.iter_mut().zip(&y[*p as usize * d..][..d]).for_each(|(a, y)| *a += y);
+            }
+        }
+    });
+}
+
+/// The mixed output, f32 `[T, D]`: `fma(w, y, acc)` over a token's experts ascending, then the shared expert's output.
+///
+/// `y`: `[T · K, D]` sorted rows; `shared`: `[T, D]`.
+pub fn combine(isa: Isa, y: &Tensor, r: &Routing, shared: Option<&Tensor>) -> Tensor {
+    let d = y.cols;
+    let mut out = Tensor::zeros(Dtype::F32, r.places.len() / r.top_k, d);
+    with_element!(y.dtype(), E => {
+        let y = E::slice(y);
+        let shared = shared.map(E::slice);
+        rows::each(out.f32_mut(), d, |first, out| {
+            let shared = shared.map(|s| bytemuck::cast_slice(&s[first * d..first * d + out.len()]));
+            combine_rows(isa, out, d, bytemuck::cast_slice(y), E::DTYPE, r, first, shared);
+        });
+    });
+    out
+}
+
+multi_isa! {
+    #[allow(clippy::too_many_arguments)]
+    fn combine_rows(out: &mut [f32], d: usize, y: &[u8], dtype: Dtype, r: &Routing, first: usize, shared: Option<&[u8]>) {
+        with_element!(dtype, E => {
+            let y: &[E] = bytemuck::cast_slice(y);
+            for (t, out) in out.chunks_exact_mut(d).enumerate() {
+                let choice = (first + t) * r.top_k;
+                for (p, w) in r.places[choice..][..r.top_k].iter().zip(&r.weights[choice..]) {
+                    let y = &y[*p as usize * d..][..d];
+                    out.iter_mut().zip(y).for_each(|(o, y)| *o = w.mul_add(y.widen(), *o));
+                }
+                if let Some(s) = shared {
+                    let s: &[E] = bytemuck::cast_slice(s);
+                    out.iter_mut().zip(&s[t * d..][..d]).for_each(|(o, s)| *o += s.widen());
+                }
+            }
+        });
+    }
+}
+
+/// Multiplies sorted row `i` of f32 `x` by the weight of its choice.
+pub fn scale_rows(x: &mut Tensor, r: &Routing) {
+    let weights = sorted_weights(r);
+    let d = x.cols;
+    rows::each(x.f32_mut(), d, |first, x| {
+        for (x, w) in x.chunks_exact_mut(d).zip(&weights[first..]) {
+            x.iter_mut().for_each(|x| *x *= w);
+        }
+    });
+}
+
+/// Gradient of the weights, `[T, K]`: the dot product of rows of `da` (f32) and `a`, both `[T · K, F]` sorted.
+pub fn weight_grad(isa: Isa, da: &Tensor, a: &Tensor, r: &Routing) -> Vec<f32> {
+    let f = a.cols;
+    let mut sorted = vec![0.0; a.rows];
+    let da = da.f32();
+    with_element!(a.dtype(), E => {
+        let a = E::slice(a);
+        rows::each(&mut sorted, 1, |first, out| {
+            let at = first * f..(first + out.len()) * f;
+            dots(isa, out, f, &da[at.clone()], bytemuck::cast_slice(&a[at]), E::DTYPE);
+        });
+    });
+    r.places.iter().map(|p| sorted[*p as usize]).collect()
+}
+
+multi_isa! {
+    fn dots(out: &mut [f32], f: usize, da: &[f32], a: &[u8], dtype: Dtype) {
+        with_element!(dtype, E => {
+            let a: &[E] = bytemuck::cast_slice(a);
+            for ((o, da), a) in out.iter_mut().zip(da.chunks_exact(f)).zip(a.chunks_exact(f)) {
+                *o = sum16(f, |i| da[i] * a[i].widen());
+            }
+        });
+    }
+}
+
+fn sorted_weights(r: &Routing) -> Vec<f32> {
+    let mut sorted = vec![0.0; r.places.len()];
+    r.places.iter().zip(&r.weights).for_each(|(p, w)| sorted[*p as usize] = *w);
+    sorted
+}

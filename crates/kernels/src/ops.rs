@@ -1,0 +1,369 @@
+//! The seam to hardware: everything a layer may ask for, on typed views. The CPU is one implementation.
+//!
+//! A second one (CUDA) takes this list, the same shapes and the same references, and states a tolerance instead of equal
+//! bits. Gradient operations **add** to what they are given, so shared weights and micro-batches need no special case.
+
+use crate::{
+    adamw::{self, AdamW, Moments},
+    attention::{self, HeadShape, Sequence},
+    gemm::{
+        self, Out, Problem,
+        pack::{AnyPacked, Left, Matrix, Packed},
+    },
+    isa::Isa,
+    loss, moe,
+    moe::{GateShape, Routing},
+    pointwise::{self, LatentHeads},
+    rms_norm,
+    rope::{self, Angles, RopeLayout},
+    tensor::{Dtype, Storage, Tensor},
+};
+
+/// The operations, on this CPU. Threads are those of the current rayon pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Ops {
+    isa: Isa,
+}
+
+impl Ops {
+    /// With the instruction set of [`Isa::chosen`].
+    ///
+    /// # Errors
+    /// If `JEVONS_ISA` names one that this CPU lacks.
+    pub fn new() -> Result<Self, String> {
+        Ok(Self { isa: Isa::chosen()? })
+    }
+
+    /// With a given instruction set.
+    pub fn with_isa(isa: Isa) -> Self {
+        Self { isa }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    // ---- products -------------------------------------------------------------------------------------------------
+
+    /// `x·wᵀ + bias`, rounded once to `dtype`. `x`: `[T, K]`, in the format of `w` or f32 to be rounded to it; `w`: `[N, K]`;
+    /// `bias`: `[N]`; result `[T, N]`.
+    pub fn matmul(&self, x: &Tensor, w: &Matrix, bias: Option<&[f32]>, dtype: Dtype) -> Tensor {
+        assert_eq!(x.cols, w.k(), "x [{}, {}] · w [{}, {}]", x.rows, x.cols, w.n(), w.k());
+        let mut y = Tensor::zeros(dtype, x.rows, w.n());
+        let problem = Problem {
+            m: x.rows,
+            left: Left::rows(x, 0, rounds(w)),
+            right: &w.0,
+            bias,
+            out: Out::of(&mut y),
+            stride: w.n(),
+        };
+        gemm::run(self.isa, &[problem]);
+        y
+    }
+
+    /// `dx += dy·w`. `dy`: f32 `[T, N]`, rounded to the format of `w`; `dx`: f32 `[T, K]`.
+    pub fn matmul_input_grad(&self, dy: &Tensor, w: &Matrix, dx: &mut Tensor) {
+        assert!(dy.cols == w.n() && dx.cols == w.k() && dx.rows == dy.rows);
+        let transposed = w.transposed();
+        let stride = dx.cols;
+        let problem = Problem {
+            m: dy.rows,
+            left: Left::rows(dy, 0, rounds(w)),
+            right: &transposed.0,
+            bias: None,
+            out: Out::AddF32(dx.f32_mut().as_mut_ptr()),
+            stride,
+        };
+        gemm::run(self.isa, &[problem]);
+    }
+
+    /// `dw += dyᵀ·x`, tokens ascending. `dy`: f32 `[T, N]`, rounded to the format of `x`; `x`: `[T, K]`; `dw`: `[N, K]`.
+    pub fn matmul_weight_grad(&self, dy: &Tensor, x: &Tensor, dw: &mut [f32]) {
+        self.grouped_matmul_weight_grad(dy, x, &[0, x.rows], vec![Some(dw)]);
+    }
+
+    /// `db += Σ_t dy[t]`, tokens ascending. `dy`: f32 `[T, N]`; `db`: `[N]`.
+    pub fn bias_grad(&self, dy: &Tensor, db: &mut [f32]) {
+        for dy in dy.f32().chunks_exact(db.len()) {
+            db.iter_mut().zip(dy).for_each(|(b, d)| *b += d);
+        }
+    }
+
+    /// Rows `offsets[e]..offsets[e + 1]` of `x` times `w[e]ᵀ`, in the dtype of `x`. Groups may be empty.
+    pub fn grouped_matmul(&self, x: &Tensor, offsets: &[usize], w: &[&Matrix]) -> Tensor {
+        let n = w[0].n();
+        assert_eq!((offsets.len(), offsets[w.len()]), (w.len() + 1, x.rows));
+        let mut y = Tensor::zeros(x.dtype(), x.rows, n);
+        let out = Out::of(&mut y);
+        let problems: Vec<_> = (0..w.len())
+            .filter(|e| offsets[*e] < offsets[e + 1])
+            .map(|e| {
+                assert_eq!((w[e].n(), w[e].k()), (n, x.cols));
+                Problem {
+                    m: offsets[e + 1] - offsets[e],
+                    left: Left::rows(x, offsets[e], rounds(w[e])),
+                    right: &w[e].0,
+                    bias: None,
+                    out: out.offset(offsets[e] * n),
+                    stride: n,
+                }
+            })
+            .collect();
+        gemm::run(self.isa, &problems);
+        y
+    }
+
+    /// `dx[rows of e] += dy[rows of e]·w[e]`; shapes as in [`Ops::grouped_matmul`], gradients f32.
+    pub fn grouped_matmul_input_grad(&self, dy: &Tensor, offsets: &[usize], w: &[&Matrix], dx: &mut Tensor) {
+        use rayon::prelude::*;
+        let stride = dx.cols;
+        assert!(dx.rows == dy.rows && offsets[w.len()] == dy.rows);
+        let transposed: Vec<_> =
+            w.par_iter().enumerate().map(|(e, w)| (offsets[e] < offsets[e + 1]).then(|| w.transposed())).collect();
+        let out = Out::AddF32(dx.f32_mut().as_mut_ptr());
+        let problems: Vec<_> = transposed
+            .iter()
+            .enumerate()
+            .filter_map(|(e, t)| {
+                let t = t.as_ref()?;
+                assert_eq!((t.n(), t.k()), (stride, dy.cols));
+                Some(Problem {
+                    m: offsets[e + 1] - offsets[e],
+                    left: Left::rows(dy, offsets[e], rounds(t)),
+                    right: &t.0,
+                    bias: None,
+                    out: out.offset(offsets[e] * stride),
+                    stride,
+                })
+            })
+            .collect();
+        gemm::run(self.isa, &problems);
+    }
+
+    /// `dw[e] += dyᵀ·x` over the rows of `e`; shapes as in [`Ops::grouped_matmul`]; `None` skips a frozen weight.
+    pub fn grouped_matmul_weight_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        offsets: &[usize],
+        dw: Vec<Option<&mut [f32]>>,
+    ) {
+        let (n, k) = (dy.cols, x.cols);
+        assert!(dy.rows == x.rows && offsets[dw.len()] == x.rows && offsets.len() == dw.len() + 1);
+        let round = x.dtype() == Dtype::Bf16;
+        let wanted: Vec<_> = dw
+            .into_iter()
+            .enumerate()
+            .filter_map(|(e, dw)| dw.filter(|_| offsets[e] < offsets[e + 1]).map(|dw| (offsets[e], offsets[e + 1], dw)))
+            .collect();
+        let rights: Vec<_> = wanted
+            .iter()
+            .map(|(from, to, _)| match &x.storage {
+                Storage::F32(x) => AnyPacked::F32(Packed::from_columns(self.isa, &x[from * k..], k, 0, k, to - from)),
+                Storage::Bf16(x) => AnyPacked::Bf16(Packed::from_columns(self.isa, &x[from * k..], k, 0, k, to - from)),
+            })
+            .collect();
+        let problems: Vec<_> = wanted
+            .into_iter()
+            .zip(&rights)
+            .map(|((from, _, dw), right)| {
+                assert_eq!(dw.len(), n * k);
+                Problem {
+                    m: n,
+                    left: Left::columns(dy, from, round),
+                    right,
+                    bias: None,
+                    out: Out::AddF32(dw.as_mut_ptr()),
+                    stride: k,
+                }
+            })
+            .collect();
+        gemm::run(self.isa, &problems);
+    }
+
+    // ---- embedding ------------------------------------------------------------------------------------------------
+
+    /// Rows `ids` of `table` `[V, D]` as f32 `[T, D]`.
+    pub fn embed(&self, ids: &[u32], table: &Matrix) -> Tensor {
+        let d = table.k();
+        let mut y = Tensor::zeros(Dtype::F32, ids.len(), d);
+        y.f32_mut().chunks_exact_mut(d).zip(ids).for_each(|(y, id)| table.row(*id as usize, y));
+        y
+    }
+
+    /// `dtable[ids[t]] += dy[t]`, tokens ascending. `dy`: f32 `[T, D]`; `dtable`: `[V, D]`.
+    pub fn embed_grad(&self, ids: &[u32], dy: &Tensor, dtable: &mut [f32]) {
+        for (id, dy) in ids.iter().zip(dy.f32().chunks_exact(dy.cols)) {
+            dtable[*id as usize * dy.len()..][..dy.len()].iter_mut().zip(dy).for_each(|(t, d)| *t += d);
+        }
+    }
+
+    // ---- pointwise ------------------------------------------------------------------------------------------------
+
+    /// Root-mean-square norm of `x` `[T, D]` in `dtype`, and the reciprocal roots `[T]`.
+    pub fn rms_norm(&self, x: &Tensor, gain: &[f32], eps: f32, dtype: Dtype) -> (Tensor, Vec<f32>) {
+        rms_norm::forward(self.isa, x, gain, eps, dtype)
+    }
+
+    /// Adds to `dx` and, unless frozen, to `dgain`; see [`Ops::rms_norm`].
+    pub fn rms_norm_grad(
+        &self,
+        x: &Tensor,
+        gain: &[f32],
+        rrms: &[f32],
+        dy: &Tensor,
+        dx: &mut Tensor,
+        dgain: Option<&mut [f32]>,
+    ) {
+        rms_norm::backward(self.isa, x, gain, rrms, dy, dx, dgain);
+    }
+
+    /// Rotates `x` in place.
+    pub fn rope(&self, x: &mut Tensor, layout: RopeLayout, angles: &Angles) {
+        rope::apply(self.isa, x, layout, angles, false);
+    }
+
+    /// Rotates a gradient back, in place.
+    pub fn rope_grad(&self, dx: &mut Tensor, layout: RopeLayout, angles: &Angles) {
+        rope::apply(self.isa, dx, layout, angles, true);
+    }
+
+    /// `silu(g) ∘ u`.
+    pub fn silu_mul(&self, g: &Tensor, u: &Tensor) -> Tensor {
+        pointwise::silu_mul(self.isa, g, u)
+    }
+
+    /// `(dg, du)`, f32.
+    pub fn silu_mul_grad(&self, g: &Tensor, u: &Tensor, da: &Tensor) -> (Tensor, Tensor) {
+        pointwise::silu_mul_grad(self.isa, g, u, da)
+    }
+
+    /// `h += y`, `h` f32.
+    pub fn add(&self, h: &mut Tensor, y: &Tensor) {
+        pointwise::add(h, y);
+    }
+
+    /// Columns `from..from + n`.
+    pub fn columns(&self, x: &Tensor, from: usize, n: usize) -> Tensor {
+        pointwise::columns(x, from, n)
+    }
+
+    /// Columns of `a`, then of `b`.
+    pub fn beside(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        pointwise::beside(a, b)
+    }
+
+    // ---- attention ------------------------------------------------------------------------------------------------
+
+    /// Keys and values of a latent attention's heads, from the up-projection and the shared rotated key.
+    pub fn latent_split(&self, kv: &Tensor, kr: &Tensor, heads: LatentHeads) -> (Tensor, Tensor) {
+        pointwise::latent_split(kv, kr, heads)
+    }
+
+    /// `(dkv, dkr)`, f32.
+    pub fn latent_split_grad(&self, dk: &Tensor, dv: &Tensor, heads: LatentHeads) -> (Tensor, Tensor) {
+        pointwise::latent_split_grad(dk, dv, heads)
+    }
+
+    /// Causal attention: appends to each sequence's cache; returns `[T, H·Dv]` and log-sum-exps `[T, H]`.
+    pub fn attention(
+        &self,
+        shape: HeadShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        seqs: &mut [Sequence<'_>],
+    ) -> (Tensor, Vec<f32>) {
+        attention::forward(self.isa, shape, q, k, v, seqs)
+    }
+
+    /// `(dq, dk, dv)`, f32, for sequences that began empty.
+    pub fn attention_grad(
+        &self,
+        shape: HeadShape,
+        saved: &attention::Saved<'_>,
+        d_o: &Tensor,
+        cu_seqlens: &[usize],
+    ) -> (Tensor, Tensor, Tensor) {
+        attention::backward(self.isa, shape, saved, d_o, cu_seqlens)
+    }
+
+    // ---- experts --------------------------------------------------------------------------------------------------
+
+    /// Chooses experts; `logits`: f32 `[T, E]`.
+    pub fn route(&self, logits: &Tensor, bias: &[f32], gate: GateShape) -> Routing {
+        moe::route(logits, bias, gate)
+    }
+
+    /// Gradient of the logits (f32) and the sequence-wise balance loss.
+    pub fn route_grad(
+        &self,
+        routing: &Routing,
+        gate: GateShape,
+        dw: &[f32],
+        alpha: f32,
+        cu_seqlens: &[usize],
+        share: f32,
+    ) -> (Tensor, f32) {
+        moe::route_grad(routing, gate, dw, alpha, cu_seqlens, share)
+    }
+
+    /// Row `i` of the result is row `tokens[i]` of `x`.
+    pub fn gather(&self, x: &Tensor, tokens: &[u32]) -> Tensor {
+        moe::gather(x, tokens)
+    }
+
+    /// Adds sorted rows back to their tokens: the gradient of [`Ops::gather`].
+    pub fn gather_grad(&self, dy: &Tensor, routing: &Routing, dx: &mut Tensor) {
+        moe::scatter_add(dy, routing, dx);
+    }
+
+    /// Weighted sum of each token's expert outputs, then the shared output; f32.
+    pub fn combine(&self, y: &Tensor, routing: &Routing, shared: Option<&Tensor>) -> Tensor {
+        moe::combine(self.isa, y, routing, shared)
+    }
+
+    /// Multiplies sorted rows (f32) by their weights.
+    pub fn scale_rows(&self, x: &mut Tensor, routing: &Routing) {
+        moe::scale_rows(x, routing);
+    }
+
+    /// Gradient of the routing weights from `da` and `a`, the down-projection's input.
+    pub fn route_weight_grad(&self, da: &Tensor, a: &Tensor, routing: &Routing) -> Vec<f32> {
+        moe::weight_grad(self.isa, da, a, routing)
+    }
+
+    // ---- loss and optimizer ---------------------------------------------------------------------------------------
+
+    /// Turns logits (f32) into their gradient; returns the targets' log-probabilities.
+    pub fn cross_entropy_grad(&self, logits: &mut Tensor, targets: &[u32], scale: f32) -> Vec<f32> {
+        loss::cross_entropy_grad(self.isa, logits, targets, scale)
+    }
+
+    /// Log-probability of each row's target.
+    pub fn target_logprobs(&self, logits: &Tensor, targets: &[u32]) -> Vec<f32> {
+        loss::target_logprobs(self.isa, logits, targets)
+    }
+
+    /// `ln Σ eˣ` of one row.
+    pub fn log_sum_exp(&self, x: &[f32]) -> f32 {
+        loss::log_sum_exp(self.isa, x)
+    }
+
+    /// One AdamW step of one parameter.
+    pub fn adamw(&self, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments) {
+        adamw::step(self.isa, s, p, g, m, v);
+    }
+
+    /// `Σ x²` in f64.
+    pub fn sum_of_squares(&self, x: &[f32]) -> f64 {
+        adamw::sum_of_squares(self.isa, x)
+    }
+}
+
+/// Whether f32 left operands are rounded to bf16 for this weight.
+fn rounds(w: &Matrix) -> bool {
+    w.dtype() == Dtype::Bf16
+}

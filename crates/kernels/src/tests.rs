@@ -1,0 +1,323 @@
+//! Every path against the definition, bit by bit, on shapes that no blocking divides.
+
+use proptest::prelude::*;
+
+use crate::{
+    AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Ops, Sequence, Tensor,
+    math::{exp, round_bf16, sum16},
+    reference_dot,
+};
+
+/// Deterministic values in (−1, 1).
+fn values(seed: u64, n: usize) -> Vec<f32> {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..n)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn tensor(dtype: Dtype, seed: u64, rows: usize, cols: usize) -> Tensor {
+    let t = Tensor { storage: crate::Storage::F32(values(seed, rows * cols)), rows, cols };
+    t.to_dtype(dtype)
+}
+
+fn every_ops() -> Vec<Ops> {
+    Isa::available().into_iter().map(Ops::with_isa).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+fn dtype() -> impl Strategy<Value = Dtype> {
+    prop_oneof![Just(Dtype::F32), Just(Dtype::Bf16)]
+}
+
+#[test]
+fn every_instruction_set_of_this_cpu_is_tested() {
+    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+    println!("instruction sets under test: {}", names.join(", "));
+    assert_eq!(names[0], "portable");
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        assert!(names.contains(&"avx512"), "{names:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn the_three_products_have_the_bits_of_the_definition(
+        dtype in dtype(), t in 0usize..70, n in 1usize..75, k in 1usize..300, seed in 0u64..1000,
+    ) {
+        let (x, w) = (tensor(dtype, seed, t, k), values(seed + 1, n * k));
+        let m = Matrix::from_f32(dtype, &w, n, k);
+        let w = m.to_vec_f32();
+        let xs = x.to_vec_f32();
+        let dy = tensor(Dtype::F32, seed + 2, t, n);
+        let dys = dy.to_dtype(dtype).to_vec_f32();
+        let bias = values(seed + 3, n);
+        let start = values(seed + 4, n * k);
+        for ops in every_ops() {
+            let name = ops.isa().name();
+            let y = ops.matmul(&x, &m, Some(&bias), Dtype::F32);
+            let rounded = ops.matmul(&x, &m, Some(&bias), Dtype::Bf16).to_vec_f32();
+            let mut dx = Tensor::zeros(Dtype::F32, t, k);
+            ops.matmul_input_grad(&dy, &m, &mut dx);
+            let mut dw = start.clone();
+            ops.matmul_weight_grad(&dy, &x, &mut dw);
+            for i in 0..t {
+                for j in 0..n {
+                    let want = reference_dot(&xs[i * k..][..k], &w[j * k..][..k], 0.0) + bias[j];
+                    prop_assert_eq!(y.get(i, j).to_bits(), want.to_bits(), "{} y[{}, {}]", name, i, j);
+                    prop_assert_eq!(rounded[i * n + j].to_bits(), round_bf16(want).to_bits());
+                }
+                for j in 0..k {
+                    let column: Vec<f32> = (0..n).map(|n| w[n * k + j]).collect();
+                    let want = reference_dot(&dys[i * n..][..n], &column, 0.0);
+                    prop_assert_eq!(dx.get(i, j).to_bits(), want.to_bits(), "{} dx[{}, {}]", name, i, j);
+                }
+            }
+            for i in 0..n {
+                let left: Vec<f32> = (0..t).map(|t| dys[t * n + i]).collect();
+                for j in (0..k).step_by(7) {
+                    let right: Vec<f32> = (0..t).map(|t| xs[t * k + j]).collect();
+                    let want = reference_dot(&left, &right, start[i * k + j]);
+                    prop_assert_eq!(dw[i * k + j].to_bits(), want.to_bits(), "{} dw[{}, {}]", name, i, j);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_grouped_product_is_the_products_of_its_groups(
+        dtype in dtype(), sizes in prop::collection::vec(0usize..40, 1..6), n in 1usize..40, k in 1usize..70, seed in 0u64..1000,
+    ) {
+        let mut offsets = vec![0];
+        sizes.iter().for_each(|s| offsets.push(offsets.last().unwrap() + s));
+        let t = *offsets.last().unwrap();
+        let x = tensor(dtype, seed, t, k);
+        let dy = tensor(Dtype::F32, seed + 1, t, n);
+        let w: Vec<_> =
+            (0..sizes.len()).map(|e| Matrix::from_f32(dtype, &values(seed + 2 + e as u64, n * k), n, k)).collect();
+        let w: Vec<&Matrix> = w.iter().collect();
+        for ops in every_ops() {
+            let y = ops.grouped_matmul(&x, &offsets, &w);
+            let mut dx = Tensor::zeros(Dtype::F32, t, k);
+            ops.grouped_matmul_input_grad(&dy, &offsets, &w, &mut dx);
+            let mut dw = vec![vec![0.0; n * k]; sizes.len()];
+            ops.grouped_matmul_weight_grad(&dy, &x, &offsets, dw.iter_mut().map(|d| Some(d.as_mut_slice())).collect());
+            for e in 0..sizes.len() {
+                let rows: Vec<u32> = (offsets[e] as u32..offsets[e + 1] as u32).collect();
+                let (xe, dye) = (ops.gather(&x, &rows), ops.gather(&dy, &rows));
+                prop_assert_eq!(ops.gather(&y, &rows), ops.matmul(&xe, w[e], None, dtype));
+                let mut dxe = Tensor::zeros(Dtype::F32, rows.len(), k);
+                ops.matmul_input_grad(&dye, w[e], &mut dxe);
+                prop_assert_eq!(ops.gather(&dx, &rows), dxe);
+                let mut dwe = vec![0.0; n * k];
+                ops.matmul_weight_grad(&dye, &xe, &mut dwe);
+                prop_assert_eq!(bits(&dw[e]), bits(&dwe));
+            }
+        }
+    }
+
+    #[test]
+    fn the_dot_product_stays_within_the_rounding_bound(ab in prop::collection::vec((-9f32..9.0, -9f32..9.0), 0..300)) {
+        let (a, b): (Vec<f32>, Vec<f32>) = ab.into_iter().unzip();
+        let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        let size: f64 = a.iter().zip(&b).map(|(a, b)| (f64::from(*a) * f64::from(*b)).abs()).sum();
+        // In any order the sum errs by about n · u · Σ|aᵢbᵢ| at most; EPSILON is 2u.
+        let bound = a.len() as f64 * f64::from(f32::EPSILON) * size;
+        prop_assert!((f64::from(reference_dot(&a, &b, 0.0)) - exact).abs() <= bound);
+    }
+
+    #[test]
+    fn pointwise_operations_have_equal_bits_on_every_path(dtype in dtype(), t in 1usize..9, d in 1usize..70, seed in 0u64..1000) {
+        let (x, u) = (tensor(dtype, seed, t, d), tensor(dtype, seed + 1, t, d));
+        let (gain, dy) = (values(seed + 2, d), tensor(Dtype::F32, seed + 3, t, d));
+        let run = |ops: &Ops| {
+            let (y, rrms) = ops.rms_norm(&x, &gain, 1e-6, dtype);
+            let (mut dx, mut dgain) = (tensor(Dtype::F32, seed, t, d), vec![0.0; d]);
+            ops.rms_norm_grad(&x, &gain, &rrms, &dy, &mut dx, Some(&mut dgain));
+            let a = ops.silu_mul(&x, &u);
+            let (dg, du) = ops.silu_mul_grad(&x, &u, &dy);
+            let mut logits = dy.clone();
+            let targets: Vec<u32> = (0..t).map(|t| (t % d) as u32).collect();
+            let logprobs = ops.cross_entropy_grad(&mut logits, &targets, 0.5);
+            (y, bits(&rrms), dx, bits(&dgain), a, dg, du, logits, bits(&logprobs))
+        };
+        let all = every_ops();
+        let want = run(&all[0]);
+        for ops in &all[1..] {
+            prop_assert!(run(ops) == want, "{}", ops.isa().name());
+        }
+    }
+}
+
+/// Attention by the text book in f64.
+fn naive_attention(s: HeadShape, q: &Tensor, k: &Tensor, v: &Tensor) -> Vec<f64> {
+    let mut out = vec![0.0; q.rows * s.heads * s.dv];
+    for t in 0..q.rows {
+        for h in 0..s.heads {
+            let g = h / (s.heads / s.kv_heads);
+            let scores: Vec<f64> = (0..=t)
+                .map(|j| {
+                    let dot: f64 = (0..s.dk)
+                        .map(|d| f64::from(q.get(t, h * s.dk + d)) * f64::from(k.get(j, g * s.dk + d)))
+                        .sum();
+                    libm::exp(dot * f64::from(s.scale))
+                })
+                .collect();
+            let total: f64 = scores.iter().sum();
+            for d in 0..s.dv {
+                let sum: f64 = scores.iter().enumerate().map(|(j, p)| p * f64::from(v.get(j, g * s.dv + d))).sum();
+                out[(t * s.heads + h) * s.dv + d] = sum / total;
+            }
+        }
+    }
+    out
+}
+
+const SHAPES: [HeadShape; 3] = [
+    HeadShape { heads: 2, kv_heads: 2, dk: 24, dv: 16, scale: 0.2 },
+    HeadShape { heads: 3, kv_heads: 1, dk: 15, dv: 21, scale: 0.3 },
+    HeadShape { heads: 4, kv_heads: 2, dk: 32, dv: 32, scale: 0.17 },
+];
+
+fn qkv(s: HeadShape, dtype: Dtype, t: usize) -> (Tensor, Tensor, Tensor) {
+    let make = |seed, d| tensor(dtype, seed, t, d);
+    (make(1, s.heads * s.dk), make(2, s.kv_heads * s.dk), make(3, s.kv_heads * s.dv))
+}
+
+#[test]
+fn attention_agrees_with_the_text_book() {
+    for s in SHAPES {
+        // 700 tokens cross a segment of 512 keys.
+        for t in [1, 63, 64, 65, 700] {
+            let (q, k, v) = qkv(s, Dtype::F32, t);
+            let want = naive_attention(s, &q, &k, &v);
+            for ops in every_ops() {
+                let mut kv = KvBlocks::new(Dtype::F32, s);
+                let (o, _) = ops.attention(s, &q, &k, &v, &mut [Sequence { first: 0, tokens: t, kv: &mut kv }]);
+                let worst = o.f32().iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+                assert!(worst < 2e-6, "{s:?} {t} {}: {worst:e}", ops.isa().name()); // Measured: 4e-7.
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_however_the_prompt_is_cut_and_on_every_path() {
+    for (s, dtype) in SHAPES.into_iter().zip([Dtype::Bf16, Dtype::F32, Dtype::Bf16]) {
+        let t = 600;
+        let (q, k, v) = qkv(s, dtype, t);
+        let mut kv = KvBlocks::new(dtype, s);
+        let (want, want_lse) =
+            every_ops()[0].attention(s, &q, &k, &v, &mut [Sequence { first: 0, tokens: t, kv: &mut kv }]);
+        for ops in every_ops() {
+            for cuts in [vec![600], vec![1; 600], vec![64, 1, 300, 35, 200], vec![511, 2, 87]] {
+                let mut kv = KvBlocks::new(dtype, s);
+                let mut first = 0;
+                for tokens in cuts {
+                    let rows: Vec<u32> = (first as u32..(first + tokens) as u32).collect();
+                    let part = |x: &Tensor| ops.gather(x, &rows);
+                    let seq = &mut [Sequence { first: 0, tokens, kv: &mut kv }];
+                    let (o, lse) = ops.attention(s, &part(&q), &part(&k), &part(&v), seq);
+                    assert!(o == part(&want), "{} at {first}", ops.isa().name());
+                    assert_eq!(bits(&lse), bits(&want_lse[first * s.heads..(first + tokens) * s.heads]));
+                    first += tokens;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_truncated_cache_continues_as_if_the_rest_had_never_been_there() {
+    let s = SHAPES[0];
+    let ops = *every_ops().last().unwrap();
+    let (q, k, v) = qkv(s, Dtype::Bf16, 130);
+    let run = |kv: &mut KvBlocks, from: u32, to: u32| {
+        let rows: Vec<u32> = (from..to).collect();
+        let part = |x: &Tensor| ops.gather(x, &rows);
+        ops.attention(s, &part(&q), &part(&k), &part(&v), &mut [Sequence { first: 0, tokens: rows.len(), kv }]).0
+    };
+    let mut kv = KvBlocks::new(Dtype::Bf16, s);
+    run(&mut kv, 0, 70);
+    let want = run(&mut kv, 70, 80);
+    run(&mut kv, 80, 130);
+    kv.truncate(70);
+    assert_eq!(run(&mut kv, 70, 80), want);
+}
+
+#[test]
+fn attention_backward_is_the_slope_of_forward_in_a_random_direction() {
+    for s in SHAPES {
+        let t = 150;
+        let cu = [0, 83, 150];
+        let (q, k, v) = qkv(s, Dtype::F32, t);
+        let d_o = tensor(Dtype::F32, 9, t, s.heads * s.dv);
+        for ops in every_ops() {
+            let forward = |q: &Tensor, k: &Tensor, v: &Tensor| {
+                let mut caches = [KvBlocks::new(Dtype::F32, s), KvBlocks::new(Dtype::F32, s)];
+                let mut seqs: Vec<_> = caches
+                    .iter_mut()
+                    .zip(cu.windows(2))
+                    .map(|(kv, w)| Sequence { first: w[0], tokens: w[1] - w[0], kv })
+                    .collect();
+                ops.attention(s, q, k, v, &mut seqs)
+            };
+            let loss = |h: f32| {
+                let moved = |x: &Tensor, seed| {
+                    let d = values(seed, x.rows * x.cols);
+                    Tensor::from_f32(x.f32().iter().zip(d).map(|(x, d)| x + h * d).collect(), x.cols)
+                };
+                let o = forward(&moved(&q, 11), &moved(&k, 12), &moved(&v, 13)).0;
+                o.f32().iter().zip(d_o.f32()).map(|(o, d)| f64::from(*o) * f64::from(*d)).sum::<f64>()
+            };
+            let (o, lse) = forward(&q, &k, &v);
+            let saved = AttentionSaved { q: &q, k: &k, v: &v, o: &o, lse: &lse };
+            let (dq, dk, dv) = ops.attention_grad(s, &saved, &d_o, &cu);
+            let along: f64 = [(dq, 11), (dk, 12), (dv, 13)]
+                .iter()
+                .map(|(g, seed)| {
+                    let d = values(*seed, g.rows * g.cols);
+                    g.f32().iter().zip(d).map(|(g, d)| f64::from(*g) * f64::from(d)).sum::<f64>()
+                })
+                .sum();
+            let h = 4e-3;
+            let slope = (loss(h) - loss(-h)) / f64::from(2.0 * h);
+            let error = (along - slope).abs() / slope.abs().max(1.0);
+            assert!(error < 2e-3, "{s:?} {}: {along} against {slope}", ops.isa().name());
+        }
+    }
+}
+
+#[test]
+fn log_sum_exp_crosses_blocks_of_the_vocabulary() {
+    for n in [1, 15, 1024, 1025, 5000] {
+        let x: Vec<f32> = values(4, n).iter().map(|x| x * 20.0).collect();
+        let want = libm::log(x.iter().map(|x| libm::exp(f64::from(*x))).sum());
+        let all: Vec<u32> = every_ops().iter().map(|ops| ops.log_sum_exp(&x).to_bits()).collect();
+        assert!(all.windows(2).all(|w| w[0] == w[1]));
+        assert!((f64::from(f32::from_bits(all[0])) - want).abs() < 1e-5, "{n}");
+    }
+}
+
+#[test]
+fn the_sum_and_the_exponential_are_the_documented_ones() {
+    let x = values(5, 37);
+    let mut lanes = [0.0f32; 16];
+    x.iter().enumerate().for_each(|(i, x)| lanes[i % 16] += x);
+    for width in [8, 4, 2, 1] {
+        (0..width).for_each(|i| lanes[i] += lanes[i + width]);
+    }
+    assert_eq!(sum16(37, |i| x[i]).to_bits(), lanes[0].to_bits());
+    assert_eq!(exp(1.0), std::f32::consts::E);
+}
