@@ -1,0 +1,214 @@
+//! A pre-norm residual block: `h += attention(norm(h)); h += ffn(norm(h))`. The residual stream `h` is f32 `[T, D]`.
+
+use jevons_kernels::{HeadShape, KvBlocks, Ops, Tensor};
+
+use crate::{Batch, Gqa, Grads, Mla, Moe, RmsNorm, SwiGlu, Weights, gate::Balance, gqa, mla, moe, swiglu};
+
+/// Attention of a block.
+#[derive(Clone, Copy, Debug)]
+pub enum Attention {
+    /// DeepSeek.
+    Mla(Mla),
+    /// Qwen2, Llama.
+    Gqa(Gqa),
+}
+
+/// Feed-forward part of a block.
+#[derive(Clone, Debug)]
+pub enum Ffn {
+    /// One SwiGLU.
+    Dense(SwiGlu),
+    /// Experts.
+    Moe(Moe),
+}
+
+/// Two norms, attention, feed-forward.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// `input_layernorm`
+    pub attention_norm: RmsNorm,
+    /// Mixes tokens.
+    pub attention: Attention,
+    /// `post_attention_layernorm`
+    pub ffn_norm: RmsNorm,
+    /// Works on each token.
+    pub ffn: Ffn,
+}
+
+/// What forward keeps for backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Everything that backward reads.
+    All,
+    /// All but the up-projections of a latent attention, which backward makes again.
+    ButUp,
+    /// The input only: backward runs forward again.
+    Input,
+}
+
+/// What [`Block::backward`] needs.
+pub struct Saved {
+    /// The block's input.
+    h: Tensor,
+    inner: Option<Inner>,
+}
+
+struct Inner {
+    x: Tensor,
+    rrms: Vec<f32>,
+    attention: AttentionSaved,
+    h_mid: Tensor,
+    x_mid: Tensor,
+    rrms_mid: Vec<f32>,
+    ffn: FfnSaved,
+}
+
+enum AttentionSaved {
+    Mla(mla::Saved),
+    Gqa(gqa::Saved),
+}
+
+enum FfnSaved {
+    Dense(swiglu::Saved),
+    Moe(moe::Saved),
+}
+
+impl Block {
+    /// Heads as the cache sees them.
+    pub fn head_shape(&self) -> HeadShape {
+        match &self.attention {
+            Attention::Mla(a) => a.shape(),
+            Attention::Gqa(a) => a.shape,
+        }
+    }
+
+    /// `h`: f32 `[T, D]`; `kv`: each sequence's cache, appended to. Returns the new `h` and, for a mixture of experts, each
+    /// expert's tokens.
+    pub fn forward(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        h: Tensor,
+        batch: &Batch,
+        kv: &mut [&mut KvBlocks],
+        keep: Keep,
+    ) -> (Tensor, Saved, Option<Vec<usize>>) {
+        let (out, mut inner) = self.run(ops, w, &h, batch, kv);
+        let loads = match &inner.ffn {
+            FfnSaved::Moe(s) => Some(s.routing.loads()),
+            FfnSaved::Dense(_) => None,
+        };
+        if let (Keep::ButUp, AttentionSaved::Mla(s)) = (keep, &mut inner.attention) {
+            s.forget_up();
+        }
+        (out, Saved { h, inner: (keep != Keep::Input).then_some(inner) }, loads)
+    }
+
+    /// As [`Block::forward`] where no backward follows: each activation is dropped after its last use.
+    pub fn infer(&self, ops: &Ops, w: &Weights, mut h: Tensor, batch: &Batch, kv: &mut [&mut KvBlocks]) -> Tensor {
+        let x = self.attention_norm.forward(ops, w, &h).0;
+        let y = match &self.attention {
+            Attention::Mla(a) => a.forward(ops, w, &x, batch, kv).0,
+            Attention::Gqa(a) => a.forward(ops, w, &x, batch, kv).0,
+        };
+        ops.add(&mut h, &y);
+        let x = self.ffn_norm.forward(ops, w, &h).0;
+        let y = match &self.ffn {
+            Ffn::Dense(f) => f.forward(ops, w, &x).0,
+            Ffn::Moe(f) => f.forward(ops, w, &x).0,
+        };
+        ops.add(&mut h, &y);
+        h
+    }
+
+    fn run(&self, ops: &Ops, w: &Weights, h: &Tensor, batch: &Batch, kv: &mut [&mut KvBlocks]) -> (Tensor, Inner) {
+        let (x, rrms) = self.attention_norm.forward(ops, w, h);
+        let (y, attention) = match &self.attention {
+            Attention::Mla(a) => {
+                let (y, s) = a.forward(ops, w, &x, batch, kv);
+                (y, AttentionSaved::Mla(s))
+            }
+            Attention::Gqa(a) => {
+                let (y, s) = a.forward(ops, w, &x, batch, kv);
+                (y, AttentionSaved::Gqa(s))
+            }
+        };
+        let mut h_mid = h.clone();
+        ops.add(&mut h_mid, &y);
+        let (x_mid, rrms_mid) = self.ffn_norm.forward(ops, w, &h_mid);
+        let (y, ffn) = match &self.ffn {
+            Ffn::Dense(f) => {
+                let (y, s) = f.forward(ops, w, &x_mid);
+                (y, FfnSaved::Dense(s))
+            }
+            Ffn::Moe(f) => {
+                let (y, s) = f.forward(ops, w, &x_mid);
+                (y, FfnSaved::Moe(s))
+            }
+        };
+        let mut out = h_mid.clone();
+        ops.add(&mut out, &y);
+        (out, Inner { x, rrms, attention, h_mid, x_mid, rrms_mid, ffn })
+    }
+
+    /// `dh`: f32 `[T, D]`, ∂loss/∂output; becomes ∂loss/∂input. Adds to all gradients; returns the balance loss.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        grads: &mut Grads,
+        batch: &Batch,
+        saved: Saved,
+        dh: &mut Tensor,
+        balance: &Balance<'_>,
+    ) -> f32 {
+        let h = saved.h;
+        let inner = saved.inner.unwrap_or_else(|| {
+            let mut caches: Vec<_> =
+                (1..batch.cu_seqlens.len()).map(|_| KvBlocks::new(w.dtype(), self.head_shape())).collect();
+            self.run(ops, w, &h, batch, &mut caches.iter_mut().collect::<Vec<_>>()).1
+        });
+        let mut dx = Tensor::zeros(dh.dtype(), dh.rows, dh.cols);
+        let mut loss = 0.0;
+        match (&self.ffn, &inner.ffn) {
+            (Ffn::Dense(f), FfnSaved::Dense(s)) => f.backward(ops, w, grads, &inner.x_mid, s, dh, &mut dx),
+            (Ffn::Moe(f), FfnSaved::Moe(s)) => {
+                loss = f.backward(ops, w, grads, &inner.x_mid, s, dh, balance, &mut dx);
+            }
+            _ => unreachable!("saved by the same block"),
+        }
+        self.ffn_norm.backward(ops, w, grads, &inner.h_mid, &inner.rrms_mid, &dx, dh);
+        dx.f32_mut().fill(0.0);
+        match (&self.attention, &inner.attention) {
+            (Attention::Mla(a), AttentionSaved::Mla(s)) => {
+                a.backward(ops, w, grads, &inner.x, batch, s, dh, &mut dx);
+            }
+            (Attention::Gqa(a), AttentionSaved::Gqa(s)) => {
+                a.backward(ops, w, grads, &inner.x, batch, s, dh, &mut dx);
+            }
+            _ => unreachable!("saved by the same block"),
+        }
+        self.attention_norm.backward(ops, w, grads, &h, &inner.rrms, &dx, dh);
+        loss
+    }
+}
+
+impl Saved {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.h.bytes()
+            + self.inner.as_ref().map_or(0, |i| {
+                let attention = match &i.attention {
+                    AttentionSaved::Mla(s) => s.bytes(),
+                    AttentionSaved::Gqa(s) => s.bytes(),
+                };
+                let ffn = match &i.ffn {
+                    FfnSaved::Dense(s) => s.bytes(),
+                    FfnSaved::Moe(s) => s.bytes(),
+                };
+                let tensors: usize = [&i.x, &i.h_mid, &i.x_mid].iter().map(|t| t.bytes()).sum();
+                tensors + attention + ffn + (i.rrms.len() + i.rrms_mid.len()) * 4
+            })
+    }
+}

@@ -1,0 +1,200 @@
+//! Multi-head latent attention in its expanded form: keys and values per head, from a shared latent vector.
+//!
+//! Source: DeepSeek-V3, arXiv:2412.19437, equations 1 to 11. Shapes: `T` tokens, `D` model width, `H` heads, `Rq` and `R` the latent
+//! widths (`q_lora_rank`, `kv_lora_rank`), `Dn`, `Dr`, `Dv` widths of a head's unrotated, rotated and value part.
+//!
+//! ```text
+//! c_q = norm(x·Wqaᵀ)        q = c_q·Wqbᵀ          the last Dr columns of each head rotated   (or q = x·Wqᵀ)
+//! [c ; k_r] = x·Wkvaᵀ       c_kv = norm(c)        k_r rotated, one for all heads
+//! [k_n ; v] per head = c_kv·Wkvbᵀ                 k = [k_n ; k_r]
+//! y = attention(q, k, v)·Woᵀ
+//! ```
+
+use jevons_kernels::{AttentionSaved, Dtype, HeadShape, KvBlocks, LatentHeads, Ops, RopeLayout, Sequence, Tensor};
+
+use crate::{Batch, Grads, Linear, RmsNorm, Weights};
+
+/// How queries are made.
+#[derive(Clone, Copy, Debug)]
+pub enum Query {
+    /// `[H·(Dn + Dr), D]`
+    Direct(Linear),
+    /// `[Rq, D]`, a norm, `[H·(Dn + Dr), Rq]`
+    Latent(Linear, RmsNorm, Linear),
+}
+
+/// The projections of a latent attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Mla {
+    /// Queries.
+    pub query: Query,
+    /// `kv_a_proj_with_mqa`, `[R + Dr, D]`
+    pub kv_a: Linear,
+    /// `[R]`
+    pub kv_norm: RmsNorm,
+    /// `[H·(Dn + Dv), R]`
+    pub kv_b: Linear,
+    /// `[D, H·Dv]`
+    pub o: Linear,
+    /// `H, Dn, Dr, Dv`
+    pub heads: LatentHeads,
+    /// `kv_lora_rank`
+    pub latent: usize,
+    /// Multiplies scores.
+    pub scale: f32,
+    /// Pairs are neighbours if true, halves if false.
+    pub interleave: bool,
+}
+
+/// What [`Mla::backward`] needs besides `x`.
+pub struct Saved {
+    /// `x·Wqaᵀ`, `[T, Rq]`, without the norm.
+    q_raw: Option<Tensor>,
+    /// `[c ; k_r]`, `[T, R + Dr]`, without norm and rope.
+    kv_raw: Tensor,
+    o: Tensor,
+    lse: Vec<f32>,
+    /// Dropped and made again where memory is short.
+    up: Option<Up>,
+}
+
+/// What follows from `q_raw` and `kv_raw`: the norms and up-projections.
+struct Up {
+    q_norm: Option<(Tensor, Vec<f32>)>,
+    kv_norm: (Tensor, Vec<f32>),
+    /// `[T, R]`, what the norm saw.
+    latent: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Mla {
+    /// Heads as attention sees them.
+    pub fn shape(&self) -> HeadShape {
+        let h = self.heads;
+        HeadShape { heads: h.heads, kv_heads: h.heads, dk: h.nope + h.rope, dv: h.v, scale: self.scale }
+    }
+
+    fn q_layout(&self) -> RopeLayout {
+        let h = self.heads;
+        let head_dim = h.nope + h.rope;
+        RopeLayout { heads: h.heads, head_dim, offset: h.nope, dim: h.rope, interleave: self.interleave }
+    }
+
+    fn k_layout(&self) -> RopeLayout {
+        let dim = self.heads.rope;
+        RopeLayout { heads: 1, head_dim: dim, offset: 0, dim, interleave: self.interleave }
+    }
+
+    fn up(&self, ops: &Ops, w: &Weights, x: &Tensor, batch: &Batch, q_raw: Option<&Tensor>, kv_raw: &Tensor) -> Up {
+        let (mut q, q_norm) = match (self.query, q_raw) {
+            (Query::Latent(_, norm, b), Some(raw)) => {
+                let normed = norm.forward(ops, w, raw);
+                (b.forward(ops, w, &normed.0), Some(normed))
+            }
+            (Query::Direct(q), None) => (q.forward(ops, w, x), None),
+            _ => unreachable!("a latent query has its raw form and a direct one has none"),
+        };
+        ops.rope(&mut q, self.q_layout(), &batch.angles);
+        let latent = ops.columns(kv_raw, 0, self.latent);
+        let mut k_rope = ops.columns(kv_raw, self.latent, self.heads.rope);
+        ops.rope(&mut k_rope, self.k_layout(), &batch.angles);
+        let kv_norm = self.kv_norm.forward(ops, w, &latent);
+        let (k, v) = ops.latent_split(&self.kv_b.forward(ops, w, &kv_norm.0), &k_rope, self.heads);
+        Up { q_norm, kv_norm, latent, q, k, v }
+    }
+
+    /// `x`: `[T, D]`; `kv`: each sequence's cache, appended to. Returns `[T, D]`.
+    pub fn forward(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        x: &Tensor,
+        batch: &Batch,
+        kv: &mut [&mut KvBlocks],
+    ) -> (Tensor, Saved) {
+        let q_raw = match self.query {
+            Query::Latent(a, ..) => Some(a.forward(ops, w, x)),
+            Query::Direct(_) => None,
+        };
+        let kv_raw = self.kv_a.forward(ops, w, x);
+        let up = self.up(ops, w, x, batch, q_raw.as_ref(), &kv_raw);
+        let (o, lse) = ops.attention(self.shape(), &up.q, &up.k, &up.v, &mut sequences(batch, kv));
+        let y = self.o.forward(ops, w, &o);
+        (y, Saved { q_raw, kv_raw, o, lse, up: Some(up) })
+    }
+
+    /// `dy`: f32 `[T, D]`. Adds to all gradients and to `dx`: f32 `[T, D]`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        grads: &mut Grads,
+        x: &Tensor,
+        batch: &Batch,
+        s: &Saved,
+        dy: &Tensor,
+        dx: &mut Tensor,
+    ) {
+        let again;
+        let up = match &s.up {
+            Some(up) => up,
+            None => {
+                again = self.up(ops, w, x, batch, s.q_raw.as_ref(), &s.kv_raw);
+                &again
+            }
+        };
+        let d_o = self.o.backward_new(ops, w, grads, &s.o, dy);
+        let saved = AttentionSaved { q: &up.q, k: &up.k, v: &up.v, o: &s.o, lse: &s.lse };
+        let (mut dq, dk, dv) = ops.attention_grad(self.shape(), &saved, &d_o, &batch.cu_seqlens);
+        ops.rope_grad(&mut dq, self.q_layout(), &batch.angles);
+        match (self.query, &s.q_raw, &up.q_norm) {
+            (Query::Latent(a, norm, b), Some(raw), Some((normed, rrms))) => {
+                let dnormed = b.backward_new(ops, w, grads, normed, &dq);
+                let mut draw = Tensor::zeros(Dtype::F32, raw.rows, raw.cols);
+                norm.backward(ops, w, grads, raw, rrms, &dnormed, &mut draw);
+                a.backward(ops, w, grads, x, &draw, dx);
+            }
+            (Query::Direct(q), ..) => q.backward(ops, w, grads, x, &dq, dx),
+            _ => unreachable!("a latent query keeps its raw form"),
+        }
+        let (dkv, mut dk_rope) = ops.latent_split_grad(&dk, &dv, self.heads);
+        ops.rope_grad(&mut dk_rope, self.k_layout(), &batch.angles);
+        let dnormed = self.kv_b.backward_new(ops, w, grads, &up.kv_norm.0, &dkv);
+        let mut dlatent = Tensor::zeros(Dtype::F32, x.rows, self.latent);
+        self.kv_norm.backward(ops, w, grads, &up.latent, &up.kv_norm.1, &dnormed, &mut dlatent);
+        self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), dx);
+    }
+}
+
+impl Saved {
+    /// Drops what backward can make again from the raw projections.
+    pub fn forget_up(&mut self) {
+        self.up = None;
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let norm = |n: &(Tensor, Vec<f32>)| n.0.bytes() + n.1.len() * 4;
+        self.q_raw.as_ref().map_or(0, Tensor::bytes)
+            + self.kv_raw.bytes()
+            + self.o.bytes()
+            + self.lse.len() * 4
+            + self.up.as_ref().map_or(0, |u| {
+                u.q_norm.as_ref().map_or(0, norm)
+                    + norm(&u.kv_norm)
+                    + [&u.latent, &u.q, &u.k, &u.v].iter().map(|t| t.bytes()).sum::<usize>()
+            })
+    }
+}
+
+/// A batch's rows beside the caches of its sequences.
+pub(crate) fn sequences<'a>(batch: &Batch, kv: &'a mut [&mut KvBlocks]) -> Vec<Sequence<'a>> {
+    assert_eq!(kv.len() + 1, batch.cu_seqlens.len());
+    kv.iter_mut()
+        .zip(batch.cu_seqlens.windows(2))
+        .map(|(kv, w)| Sequence { first: w[0], tokens: w[1] - w[0], kv })
+        .collect()
+}

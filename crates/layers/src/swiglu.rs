@@ -1,0 +1,60 @@
+//! Gated feed-forward layer, `y = (silu(x·Wgᵀ) ∘ (x·Wuᵀ))·Wdᵀ`.
+//!
+//! Source: Shazeer 2020, arXiv:2002.05202. Shapes: `T` tokens, `D` model width, `F` hidden width.
+
+use jevons_kernels::{Ops, Tensor};
+
+use crate::{Grads, Linear, Weights};
+
+/// Three matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct SwiGlu {
+    /// `[F, D]`
+    pub gate: Linear,
+    /// `[F, D]`
+    pub up: Linear,
+    /// `[D, F]`
+    pub down: Linear,
+}
+
+/// What [`SwiGlu::backward`] needs besides `x`. The product `silu(g) ∘ u` is not kept: it is cheaper to recompute than to store.
+pub struct Saved {
+    g: Tensor,
+    u: Tensor,
+}
+
+impl SwiGlu {
+    /// `x`: `[T, D]`. Returns `y`: `[T, D]`.
+    pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
+        let g = self.gate.forward(ops, w, x);
+        let u = self.up.forward(ops, w, x);
+        let y = self.down.forward(ops, w, &ops.silu_mul(&g, &u));
+        (y, Saved { g, u })
+    }
+
+    /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights, and to `dx`: f32 `[T, D]`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        grads: &mut Grads,
+        x: &Tensor,
+        s: &Saved,
+        dy: &Tensor,
+        dx: &mut Tensor,
+    ) {
+        let da = self.down.backward_new(ops, w, grads, &ops.silu_mul(&s.g, &s.u), dy); // [T, F]
+        let (dg, du) = ops.silu_mul_grad(&s.g, &s.u, &da);
+        self.gate.backward(ops, w, grads, x, &dg, dx);
+        self.up.backward(ops, w, grads, x, &du, dx);
+    }
+}
+
+impl Saved {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.g.bytes() + self.u.bytes()
+    }
+}
+
