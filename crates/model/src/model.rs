@@ -1,0 +1,503 @@
+//! The model: parameters by published name, the layers strung together, and the passes over them.
+//!
+//! Inference ([`Model::extend`]), scoring ([`Model::score`]) and training ([`Model::forward_backward`]) run the same blocks on the
+//! same weights, so a token's log-probability has the same bits in all three.
+
+use std::{collections::HashMap, path::Path};
+
+use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Tensor};
+use jevons_layers::{
+    self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, Keep, Linear, Mla, Moe, Param,
+    ParamId, Query, RmsNorm, SwiGlu, Weights,
+};
+use rayon::prelude::*;
+
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError},
+    config::{self, Config, ConfigError, TensorSpec},
+};
+
+/// Number format of the matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 operands and activations: to check against references.
+    F32,
+    /// bf16 operands; residual stream, norms, softmax, gate and losses in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Format of matrices and of activations between layers.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// config.json
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// `JEVONS_ISA`
+    #[error("{0}")]
+    Isa(String),
+}
+
+/// A model that runs. Cheap to share behind an `Arc`.
+pub struct Model {
+    config: Config,
+    precision: Precision,
+    ops: Ops,
+    specs: Vec<TensorSpec>,
+    weights: Weights,
+    blocks: Vec<Block>,
+    embedding: ParamId,
+    norm: RmsNorm,
+    head: ParamId,
+    inv_freq: Vec<f64>,
+    rope_factor: f64,
+}
+
+/// Keys and values of one sequence, layer by layer.
+#[derive(Clone)]
+pub struct KvCache {
+    layers: Vec<KvBlocks>,
+}
+
+impl KvCache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, KvBlocks::len)
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps the first `len` tokens.
+    ///
+    /// # Panics
+    /// If fewer are held.
+    pub fn truncate(&mut self, len: usize) {
+        self.layers.iter_mut().for_each(|l| l.truncate(len));
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(KvBlocks::bytes).sum()
+    }
+}
+
+/// New tokens of one sequence, to be appended to its cache.
+pub struct Extend<'a> {
+    /// At least one, each below the vocabulary's size.
+    pub tokens: &'a [u32],
+    /// The sequence so far.
+    pub cache: &'a mut KvCache,
+}
+
+/// Sequences to train on, laid end to end.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroBatch<'a> {
+    /// `[T]`
+    pub tokens: &'a [u32],
+    /// What follows each token, or [`layers::IGNORE`], `[T]`.
+    pub targets: &'a [u32],
+    /// Length of each sequence; they sum to `T`.
+    pub lengths: &'a [usize],
+}
+
+/// How a micro-batch is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct PassOptions {
+    /// What forward keeps for backward.
+    pub keep: Keep,
+    /// Multiplies `−Σ log p`: one over the step's number of targets.
+    pub scale: f32,
+    /// Weight of the sequence-wise balance loss.
+    pub balance_alpha: f32,
+    /// This micro-batch's part of the step's sequences.
+    pub share: f32,
+}
+
+/// What a micro-batch gave.
+#[derive(Clone, Debug)]
+pub struct PassOutput {
+    /// Natural log-probability of each target, 0 where ignored, `[T]`.
+    pub logprobs: Vec<f32>,
+    /// Balance loss, all layers.
+    pub balance_loss: f32,
+    /// Tokens of each expert, `(layer, [E])` for each mixture-of-experts layer.
+    pub loads: Vec<(usize, Vec<usize>)>,
+    /// Bytes kept between forward and backward.
+    pub saved_bytes: usize,
+}
+
+/// A number that is not finite appeared in the forward pass.
+#[derive(Debug, thiserror::Error)]
+#[error("the output of {layer} is not a finite number")]
+pub struct NonFinite {
+    /// Published name of the layer.
+    pub layer: String,
+}
+
+impl Model {
+    /// Loads a checkpoint folder: config.json and safetensors. `precision` `None` takes what is stored.
+    ///
+    /// # Errors
+    /// [`ModelError`] names file, tensor or key, what was expected and what was found.
+    pub fn load(dir: &Path, precision: Option<Precision>) -> Result<Self, ModelError> {
+        let config = Config::from_file(&dir.join("config.json"))?;
+        Self::from_checkpoint(config, &Checkpoint::open(dir)?, precision)
+    }
+
+    /// From a config.json text and the bytes of one safetensors file (the embedded model).
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_bytes(config: &str, weights: &[u8], precision: Option<Precision>) -> Result<Self, ModelError> {
+        Self::from_checkpoint(Config::from_json(config)?, &Checkpoint::from_bytes(weights)?, precision)
+    }
+
+    fn from_checkpoint(config: Config, file: &Checkpoint<'_>, precision: Option<Precision>) -> Result<Self, ModelError> {
+        let stored = || if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
+        Self::new(config, precision.unwrap_or_else(stored), |spec| file.read_f32(&spec.name, &spec.shape))
+    }
+
+    /// From any source of f32 values, asked once for each tensor, in any order and from several threads.
+    ///
+    /// # Errors
+    /// What `read` returned, or an unknown `JEVONS_ISA`.
+    pub fn new<E: Send>(
+        config: Config,
+        precision: Precision,
+        read: impl Fn(&TensorSpec) -> Result<Vec<f32>, E> + Sync,
+    ) -> Result<Self, ModelError>
+    where
+        ModelError: From<E>,
+    {
+        let ops = Ops::new().map_err(ModelError::Isa)?;
+        let specs = config.tensors();
+        let params =
+            specs.par_iter().map(|s| Ok(param(precision, s, &read(s)?))).collect::<Result<Vec<_>, E>>()?;
+        let weights = Weights::new(precision.dtype(), params);
+        let ids: HashMap<&str, ParamId> = specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
+        let names = Names { ids: &ids, config: &config };
+        let blocks = (0..config.num_hidden_layers).map(|i| names.block(i)).collect();
+        let embedding = ids["model.embed_tokens.weight"];
+        let head = if config.tie_word_embeddings { embedding } else { ids["lm_head.weight"] };
+        let norm = names.norm("model.norm");
+        let mut inv_freq = config.rope_inv_freq();
+        if config.raw.get("rope_inv_freq_dtype").is_some_and(|v| v == "bfloat16") {
+            // Code that casts a whole module to bf16 rounds its frequencies too; this key says that a checkpoint was made so.
+            inv_freq.iter_mut().for_each(|f| *f = f64::from(jevons_kernels::math::round_bf16(*f as f32)));
+        }
+        let rope_factor = config.rope_attention_factor();
+        Ok(Self { ops, weights, blocks, embedding, norm, head, inv_freq, rope_factor, specs, config, precision })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Number format of its products.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The operations it runs on.
+    pub fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
+    /// Runs on other operations, for example another instruction set; the bits stay the same.
+    pub fn set_ops(&mut self, ops: Ops) {
+        self.ops = ops;
+    }
+
+    /// Name and shape of each parameter, in the order of [`ParamId`].
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// The compute weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Replaces one parameter by f32 values, rounded and packed as at load.
+    pub fn set(&mut self, id: ParamId, values: &[f32]) {
+        self.weights.set(id, param(self.precision, &self.specs[id.0], values));
+    }
+
+    /// The id of layer `i`'s selection bias, if it has one.
+    pub fn gate_bias(&self, layer: usize) -> Option<ParamId> {
+        match &self.blocks[layer].ffn {
+            Ffn::Moe(moe) => Some(moe.gate.bias),
+            Ffn::Dense(_) => None,
+        }
+    }
+
+    /// An empty cache.
+    pub fn new_cache(&self) -> KvCache {
+        let layers = self.blocks.iter().map(|b| KvBlocks::new(self.weights.dtype(), b.head_shape())).collect();
+        KvCache { layers }
+    }
+
+    /// Appends tokens to each cache; returns each sequence's logits `[V]` after its last token.
+    ///
+    /// The bits do not depend on the other sequences nor on how a prompt is cut.
+    ///
+    /// # Panics
+    /// If a sequence has no new token, or a token lies outside the vocabulary.
+    pub fn extend(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
+        let h = self.hidden(batch);
+        let mut row = 0;
+        let last: Vec<u32> = batch
+            .iter()
+            .map(|e| {
+                assert!(!e.tokens.is_empty(), "a sequence must have a new token");
+                row += e.tokens.len() as u32;
+                row - 1
+            })
+            .collect();
+        let x = self.norm.forward(&self.ops, &self.weights, &self.ops.gather(&h, &last)).0;
+        let logits = self.ops.matmul(&x, &self.weights[self.head], None, Dtype::F32);
+        logits.f32().chunks_exact(logits.cols).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Logits after every token of one sequence, f32 `[S, V]`.
+    pub fn logits(&self, tokens: &[u32]) -> Tensor {
+        let h = self.hidden(&mut [Extend { tokens, cache: &mut self.new_cache() }]);
+        let x = self.norm.forward(&self.ops, &self.weights, &h).0;
+        self.ops.matmul(&x, &self.weights[self.head], None, Dtype::F32)
+    }
+
+    /// Natural log-probability of each next token: `S − 1` values for a sequence of `S`.
+    pub fn score(&self, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
+        sequences
+            .iter()
+            .map(|tokens| {
+                let Some(n) = tokens.len().checked_sub(1).filter(|n| *n > 0) else { return Vec::new() };
+                let h = self.hidden(&mut [Extend { tokens: &tokens[..n], cache: &mut self.new_cache() }]);
+                let x = self.norm.forward(&self.ops, &self.weights, &h).0;
+                layers::head_logprobs(&self.ops, &self.weights, self.head, &x, &tokens[1..])
+            })
+            .collect()
+    }
+
+    /// Log-probability of each target, 0 where ignored, `[T]`; sequences laid end to end as in [`MicroBatch`].
+    pub fn target_logprobs(&self, tokens: &[u32], targets: &[u32], lengths: &[usize]) -> Vec<f32> {
+        let mut caches: Vec<_> = lengths.iter().map(|_| self.new_cache()).collect();
+        let mut first = 0;
+        let mut batch: Vec<_> = caches
+            .iter_mut()
+            .zip(lengths)
+            .map(|(cache, len)| {
+                first += len;
+                Extend { tokens: &tokens[first - len..first], cache }
+            })
+            .collect();
+        let h = self.hidden(&mut batch);
+        let x = self.norm.forward(&self.ops, &self.weights, &h).0;
+        layers::head_logprobs(&self.ops, &self.weights, self.head, &x, targets)
+    }
+
+    /// The residual stream after the last block, f32 `[T, D]`.
+    fn hidden(&self, batch: &mut [Extend<'_>]) -> Tensor {
+        let lengths: Vec<_> = batch.iter().map(|e| e.tokens.len()).collect();
+        let starts: Vec<_> = batch.iter().map(|e| e.cache.len()).collect();
+        let tokens: Vec<u32> = batch.iter().flat_map(|e| e.tokens.iter().copied()).collect();
+        let rows = Batch::new(&lengths, &starts, &self.inv_freq, self.rope_factor);
+        let mut h = self.ops.embed(&tokens, &self.weights[self.embedding]);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let mut kv: Vec<_> = batch.iter_mut().map(|e| &mut e.cache.layers[i]).collect();
+            h = block.infer(&self.ops, &self.weights, h, &rows, &mut kv);
+        }
+        h
+    }
+
+    /// Gradient buffers for the parameters that `trained` names.
+    pub fn grads(&self, trained: impl Fn(ParamId) -> bool) -> Grads {
+        let len = |(i, s): (usize, &TensorSpec)| trained(ParamId(i)).then(|| s.shape.iter().product());
+        Grads::zeros(self.specs.iter().enumerate().map(len))
+    }
+
+    /// Forward and backward of `−scale · Σ log p(target)` plus the balance loss; adds to `grads`.
+    ///
+    /// # Errors
+    /// [`NonFinite`] with the first layer whose output is not finite; `grads` is then as before.
+    pub fn forward_backward(
+        &self,
+        grads: &mut Grads,
+        batch: &MicroBatch<'_>,
+        options: &PassOptions,
+    ) -> Result<PassOutput, NonFinite> {
+        let (ops, w) = (&self.ops, &self.weights);
+        assert_eq!(batch.tokens.len(), batch.targets.len());
+        let rows = Batch::new(batch.lengths, &vec![0; batch.lengths.len()], &self.inv_freq, self.rope_factor);
+        assert_eq!(rows.rows(), batch.tokens.len());
+        let mut h = ops.embed(batch.tokens, &w[self.embedding]);
+        let mut saved: Vec<BlockSaved> = Vec::with_capacity(self.blocks.len());
+        let mut loads = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            let mut caches: Vec<_> =
+                batch.lengths.iter().map(|_| KvBlocks::new(w.dtype(), block.head_shape())).collect();
+            let mut kv: Vec<_> = caches.iter_mut().collect();
+            let (out, kept, load) = block.forward(ops, w, h, &rows, &mut kv, options.keep);
+            h = out;
+            saved.push(kept);
+            loads.extend(load.map(|l| (i, l)));
+            if !h.f32().par_chunks(1 << 16).all(|x| x.iter().all(|x| x.is_finite())) {
+                return Err(NonFinite { layer: format!("model.layers.{i}") });
+            }
+        }
+        let saved_bytes = saved.iter().map(BlockSaved::bytes).sum::<usize>() + h.bytes();
+        let (x, rrms) = self.norm.forward(ops, w, &h);
+        let loss = layers::head_loss(ops, w, grads, self.head, &x, batch.targets, options.scale);
+        let mut dh = Tensor::zeros(Dtype::F32, h.rows, h.cols);
+        self.norm.backward(ops, w, grads, &h, &rrms, &loss.dx, &mut dh);
+        let balance =
+            Balance { alpha: options.balance_alpha, cu_seqlens: &rows.cu_seqlens, share: options.share };
+        let mut balance_loss = 0.0;
+        for (block, saved) in self.blocks.iter().zip(saved).rev() {
+            balance_loss += block.backward(ops, w, grads, &rows, saved, &mut dh, &balance);
+        }
+        if let Some(d) = grads.get_mut(self.embedding) {
+            ops.embed_grad(batch.tokens, &dh, d);
+        }
+        Ok(PassOutput { logprobs: loss.logprobs, balance_loss, loads, saved_bytes })
+    }
+}
+
+/// Compute form of a parameter. Gains and biases hold bf16 numbers where products are bf16, so that a run's model and its
+/// bf16 checkpoint are one; the selection bias stays f32.
+fn param(precision: Precision, spec: &TensorSpec, values: &[f32]) -> Param {
+    match spec.shape[..] {
+        [n, k] => Param::Matrix(Matrix::from_f32(precision.dtype(), values, n, k)),
+        _ if precision == Precision::Bf16 && !spec.name.ends_with("e_score_correction_bias") => {
+            Param::Vector(values.iter().map(|x| jevons_kernels::math::round_bf16(*x)).collect())
+        }
+        _ => Param::Vector(values.to_vec()),
+    }
+}
+
+/// Finds parameters by published name.
+struct Names<'a> {
+    ids: &'a HashMap<&'a str, ParamId>,
+    config: &'a Config,
+}
+
+impl Names<'_> {
+    fn norm(&self, name: &str) -> RmsNorm {
+        RmsNorm { weight: self.ids[format!("{name}.weight").as_str()], eps: self.config.rms_norm_eps }
+    }
+
+    fn linear(&self, name: &str) -> Linear {
+        Linear {
+            weight: self.ids[format!("{name}.weight").as_str()],
+            bias: self.ids.get(format!("{name}.bias").as_str()).copied(),
+        }
+    }
+
+    fn swiglu(&self, name: &str) -> SwiGlu {
+        let part = |part: &str| self.linear(&format!("{name}.{part}"));
+        SwiGlu { gate: part("gate_proj"), up: part("up_proj"), down: part("down_proj") }
+    }
+
+    fn block(&self, i: usize) -> Block {
+        let name = format!("model.layers.{i}");
+        let ffn = match &self.config.moe {
+            Some(moe) if self.config.is_moe_layer(i) => Ffn::Moe(self.moe(&format!("{name}.mlp"), moe)),
+            _ => Ffn::Dense(self.swiglu(&format!("{name}.mlp"))),
+        };
+        Block {
+            attention_norm: self.norm(&format!("{name}.input_layernorm")),
+            attention: self.attention(&format!("{name}.self_attn")),
+            ffn_norm: self.norm(&format!("{name}.post_attention_layernorm")),
+            ffn,
+        }
+    }
+
+    fn attention(&self, name: &str) -> Attention {
+        let c = self.config;
+        let part = |part: &str| self.linear(&format!("{name}.{part}"));
+        let interleave = c.rope.interleave;
+        let scale = c.softmax_scale() as f32;
+        match c.attention {
+            config::Attention::Mla {
+                q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, ..
+            } => Attention::Mla(Mla {
+                query: match q_lora_rank {
+                    None => Query::Direct(part("q_proj")),
+                    Some(_) => {
+                        let norm = self.norm(&format!("{name}.q_a_layernorm"));
+                        Query::Latent(part("q_a_proj"), norm, part("q_b_proj"))
+                    }
+                },
+                kv_a: part("kv_a_proj_with_mqa"),
+                kv_norm: self.norm(&format!("{name}.kv_a_layernorm")),
+                kv_b: part("kv_b_proj"),
+                o: part("o_proj"),
+                heads: LatentHeads {
+                    heads: c.num_attention_heads,
+                    nope: qk_nope_head_dim,
+                    rope: qk_rope_head_dim,
+                    v: v_head_dim,
+                },
+                latent: kv_lora_rank,
+                scale,
+                interleave,
+            }),
+            config::Attention::Gqa { num_key_value_heads, head_dim, .. } => Attention::Gqa(Gqa {
+                q: part("q_proj"),
+                k: part("k_proj"),
+                v: part("v_proj"),
+                o: part("o_proj"),
+                shape: HeadShape {
+                    heads: c.num_attention_heads,
+                    kv_heads: num_key_value_heads,
+                    dk: head_dim,
+                    dv: head_dim,
+                    scale,
+                },
+                interleave,
+            }),
+        }
+    }
+
+    fn moe(&self, name: &str, moe: &config::Moe) -> Moe {
+        let experts = |part: &str| -> Vec<ParamId> {
+            (0..moe.n_routed_experts)
+                .map(|e| self.ids[format!("{name}.experts.{e}.{part}.weight").as_str()])
+                .collect()
+        };
+        Moe {
+            gate: Gate {
+                linear: self.linear(&format!("{name}.gate")),
+                bias: self.ids[format!("{name}.gate.e_score_correction_bias").as_str()],
+                shape: GateShape {
+                    experts: moe.n_routed_experts,
+                    top_k: moe.num_experts_per_tok,
+                    groups: moe.n_group,
+                    top_groups: moe.topk_group,
+                    normalise: moe.norm_topk_prob,
+                    scale: moe.routed_scaling_factor,
+                },
+            },
+            gates: experts("gate_proj"),
+            ups: experts("up_proj"),
+            downs: experts("down_proj"),
+            shared: (moe.n_shared_experts > 0).then(|| self.swiglu(&format!("{name}.shared_experts"))),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Against `transformers`: logits, loss, gradients and greedy continuation of every folder of `tests/golden/parity`, and the
+//! bit promise on the same models. How the folders were made stands in `tests/golden/README.md`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use jevons_kernels::{Isa, Ops};
+use jevons_layers::{IGNORE, Keep, ParamId};
+use jevons_model::{Extend, MicroBatch, Model, PassOptions, Precision};
+use safetensors::{Dtype, SafeTensors};
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/parity");
+    let mut all: Vec<_> = fs::read_dir(&root)
+        .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|p| p.join("reference.safetensors").exists())
+        .collect();
+    all.sort();
+    assert!(all.len() >= 2, "{} holds no cases", root.display());
+    all
+}
+
+/// Cases whose reference was computed with rope frequencies rounded to bf16: the module was cast whole, buffers included.
+/// `transformers` itself, which keeps them f32, differs from these references by 2.8e-4, 9.9e-4 and 3.3e-2 in the logits.
+const ROUNDED_FREQUENCIES: [&str; 3] = ["deepseek-v3", "qwen2", "deepseek-v3-groups-yarn"];
+
+fn load(case: &Path, precision: Precision) -> Model {
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(case.join("config.json")).unwrap()).unwrap();
+    if ROUNDED_FREQUENCIES.iter().any(|name| case.ends_with(name)) {
+        config["rope_inv_freq_dtype"] = "bfloat16".into();
+    }
+    let weights = fs::read(case.join("model.safetensors")).unwrap();
+    Model::from_bytes(&config.to_string(), &weights, Some(precision)).unwrap()
+}
+
+struct Reference {
+    ids: Vec<Vec<u32>>,
+    logits: Vec<f32>,
+    loss: f32,
+    greedy: Vec<Vec<u32>>,
+    grads: Vec<(String, Vec<f32>)>,
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn rows(t: safetensors::tensor::TensorView<'_>) -> Vec<Vec<u32>> {
+    assert_eq!(t.dtype(), Dtype::I64);
+    let all: Vec<u32> =
+        t.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()).try_into().unwrap()).collect();
+    all.chunks_exact(t.shape()[1]).map(<[u32]>::to_vec).collect()
+}
+
+fn reference(case: &Path) -> Reference {
+    let bytes = fs::read(case.join("reference.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let get = |name: &str| file.tensor(name).unwrap();
+    let grads = file
+        .iter()
+        .filter_map(|(name, t)| Some((name.strip_prefix("grad.")?.to_owned(), floats(t.data()))))
+        .collect();
+    Reference {
+        ids: rows(get("input_ids")),
+        logits: floats(get("logits").data()),
+        loss: floats(get("loss").data())[0],
+        greedy: rows(get("greedy")),
+        grads,
+    }
+}
+
+/// ‖a − b‖ / ‖b‖
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
+    (difference / size).sqrt()
+}
+
+fn all_logits(model: &Model, ids: &[Vec<u32>]) -> Vec<f32> {
+    ids.iter().flat_map(|ids| model.logits(ids).f32().to_vec()).collect()
+}
+
+fn greedy(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
+    let mut cache = model.new_cache();
+    let mut tokens = prompt.to_vec();
+    let mut out = Vec::new();
+    for _ in 0..n {
+        let logits = model.extend(&mut [Extend { tokens: &tokens, cache: &mut cache }]).remove(0);
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a))).unwrap();
+        out.push(best as u32);
+        tokens = vec![best as u32];
+    }
+    out
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn f32_logits_loss_and_greedy_agree_with_transformers() {
+    for case in cases() {
+        let want = reference(&case);
+        let model = load(&case, Precision::F32);
+        let name = case.file_name().unwrap().display();
+        let error = relative(&all_logits(&model, &want.ids), &want.logits);
+        assert!(error < 1e-4, "{name}: logits {error:e}");
+        let scores = model.score(&want.ids);
+        let count: usize = scores.iter().map(Vec::len).sum();
+        let loss = -scores.iter().flatten().map(|x| f64::from(*x)).sum::<f64>() / count as f64;
+        assert!((loss - f64::from(want.loss)).abs() < 1e-5, "{name}: loss {loss} against {}", want.loss);
+        for (ids, greedy_ids) in want.ids.iter().zip(&want.greedy) {
+            assert_eq!(&greedy(&model, ids, greedy_ids.len()), greedy_ids, "{name}");
+        }
+        println!("{name}: logits {error:.1e}, loss {loss:.6}");
+    }
+}
+
+#[test]
+fn bf16_logits_stay_near_those_of_transformers() {
+    for case in cases() {
+        let want = reference(&case);
+        let model = load(&case, Precision::Bf16);
+        let name = case.file_name().unwrap().display();
+        let got = all_logits(&model, &want.ids);
+        let v = model.config().vocab_size;
+        // Where two experts' scores are nearly equal, rounding may choose the other one, and that token's logits are another
+        // function's. It happens to 2 and 1 of 96 tokens in the two cases that have experts; all others must agree.
+        let errors: Vec<f64> =
+            got.chunks_exact(v).zip(want.logits.chunks_exact(v)).map(|(a, b)| relative(a, b)).collect();
+        let flipped = errors.iter().filter(|e| **e > 0.1).count();
+        assert!(flipped * 32 <= errors.len() && (flipped == 0 || model.config().moe.is_some()), "{name}: {flipped}");
+        let worst = errors.iter().copied().filter(|e| *e <= 0.1).fold(0.0, f64::max);
+        assert!(worst < 2e-2, "{name}: logits {worst:e}");
+        println!("{name}: bf16 logits of a token {worst:.1e} at worst, {flipped} tokens routed otherwise");
+    }
+}
+
+/// The case as one training micro-batch: every next token is a target.
+fn pass(model: &Model, ids: &[Vec<u32>], keep: Keep) -> (Vec<(String, Vec<f32>)>, f64) {
+    let tokens: Vec<u32> = ids.concat();
+    let targets: Vec<u32> = ids.iter().flat_map(|s| s[1..].iter().copied().chain([IGNORE])).collect();
+    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+    let count = targets.iter().filter(|t| **t != IGNORE).count();
+    let mut grads = model.grads(|_| true);
+    let options = PassOptions { keep, scale: 1.0 / count as f32, balance_alpha: 0.0, share: 1.0 };
+    let batch = MicroBatch { tokens: &tokens, targets: &targets, lengths: &lengths };
+    let out = model.forward_backward(&mut grads, &batch, &options).unwrap();
+    let grads = model.specs().iter().enumerate().map(|(i, s)| (s.name.clone(), grads.get(ParamId(i)).unwrap().to_vec()));
+    (grads.collect(), -out.logprobs.iter().map(|x| f64::from(*x)).sum::<f64>() / count as f64)
+}
+
+#[test]
+fn f32_gradients_agree_with_transformers() {
+    for case in cases() {
+        let want = reference(&case);
+        let name = case.file_name().unwrap().display().to_string();
+        let model = load(&case, Precision::F32);
+        let (grads, loss) = pass(&model, &want.ids, Keep::All);
+        assert!((loss - f64::from(want.loss)).abs() < 1e-5, "{name}: {loss}");
+        let mut worst = 0.0f64;
+        for (parameter, want) in &want.grads {
+            let got = &grads.iter().find(|(n, _)| n == parameter).unwrap_or_else(|| panic!("{name}: no {parameter}")).1;
+            if want.iter().all(|x| *x == 0.0) {
+                assert!(got.iter().all(|x| *x == 0.0), "{name}: {parameter} is not zero"); // an expert without tokens
+                continue;
+            }
+            let error = relative(got, want);
+            assert!(error < 1e-3, "{name}: {parameter} {error:e}");
+            worst = worst.max(error);
+        }
+        println!("{name}: {} gradients, worst {worst:.1e}", want.grads.len());
+    }
+}
+
+#[test]
+fn gradients_have_the_same_bits_whatever_is_kept_and_on_any_number_of_threads() {
+    for case in cases() {
+        let ids = reference(&case).ids;
+        for precision in [Precision::F32, Precision::Bf16] {
+            let model = load(&case, precision);
+            let on = |threads, keep| {
+                rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| pass(&model, &ids, keep))
+            };
+            let want = on(1, Keep::All);
+            for (threads, keep) in [(2, Keep::All), (3, Keep::ButUp), (2, Keep::Input)] {
+                let got = on(threads, keep);
+                assert_eq!(got.1.to_bits(), want.1.to_bits());
+                for (got, want) in got.0.iter().zip(&want.0) {
+                    assert_eq!(bits(&got.1), bits(&want.1), "{} {threads} {keep:?}", got.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_have_the_same_bits_however_the_prompt_is_cut_beside_whom_and_on_every_path() {
+    for case in cases() {
+        let ids = reference(&case).ids;
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut model = load(&case, precision);
+            let whole = |model: &Model, ids: &[u32]| {
+                model.extend(&mut [Extend { tokens: ids, cache: &mut model.new_cache() }]).remove(0)
+            };
+            let want: Vec<_> = ids.iter().map(|ids| bits(&whole(&model, ids))).collect();
+            let last = |x: jevons_kernels::Tensor| bits(&x.f32()[x.f32().len() - x.cols..]);
+            assert_eq!(last(model.logits(&ids[0])), want[0]);
+            for cuts in [vec![48], vec![1; 48], vec![5, 20, 1, 22]] {
+                let mut cache = model.new_cache();
+                let mut first = 0;
+                let mut got = Vec::new();
+                for n in cuts {
+                    let tokens = &ids[0][first..first + n];
+                    got = model.extend(&mut [Extend { tokens, cache: &mut cache }]).remove(0);
+                    first += n;
+                }
+                assert_eq!(bits(&got), want[0]);
+            }
+            let mut caches = [model.new_cache(), model.new_cache(), model.new_cache()];
+            let [a, b, c] = &mut caches;
+            let together = model.extend(&mut [
+                Extend { tokens: &ids[1], cache: a },
+                Extend { tokens: &ids[0][..17], cache: b },
+                Extend { tokens: &ids[0], cache: c },
+            ]);
+            assert_eq!(bits(&together[0]), want[1]);
+            assert_eq!(bits(&together[2]), want[0]);
+            for threads in [1, 2, 5] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert_eq!(bits(&pool.install(|| whole(&model, &ids[0]))), want[0], "{threads} threads");
+            }
+            for isa in Isa::available() {
+                model.set_ops(Ops::with_isa(isa));
+                assert_eq!(bits(&whole(&model, &ids[0])), want[0], "{}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_score_is_the_log_probability_of_the_distribution_that_decoding_sees() {
+    for case in cases() {
+        let ids = reference(&case).ids;
+        let model = load(&case, Precision::Bf16);
+        let scores = model.score(&ids);
+        for (ids, scores) in ids.iter().zip(&scores) {
+            let mut cache = model.new_cache();
+            for (t, score) in scores.iter().enumerate() {
+                let logits = model.extend(&mut [Extend { tokens: &ids[t..=t], cache: &mut cache }]).remove(0);
+                let logprob = logits[ids[t + 1] as usize] - model.ops().log_sum_exp(&logits);
+                assert_eq!(logprob.to_bits(), score.to_bits());
+            }
+        }
+    }
+}

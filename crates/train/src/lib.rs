@@ -1,0 +1,5 @@
+//! Training.
+#![forbid(unsafe_code)]
+pub mod memory;
+pub mod optimizer;
+pub mod trainer;
