@@ -1,4 +1,5 @@
-//! `config.json` of the supported families: reading, checking, writing, and what follows from it (shapes, counts, rope).
+//! `config.json` of the supported families: reading, checking, writing, and what follows from it (shapes, counts,
+//! rope).
 //!
 //! Source: the published files of DeepSeek-V3 and Qwen2; key names and defaults as `transformers` 5.23 reads them.
 //! A config comes from strangers: every size is bounded and every relation between sizes is checked in
@@ -73,7 +74,8 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// Weight of `ln(factor)` in the cos/sin multiplier; 0 if the file has none.
         mscale: f64,
-        /// The same in the softmax scale (latent attention only) and in the multiplier's divisor; 0 if the file has none.
+        /// The same in the softmax scale (latent attention only) and in the multiplier's divisor; 0 if the file has
+        /// none.
         mscale_all_dim: f64,
         /// The cos/sin multiplier, if the file gives it outright.
         attention_factor: Option<f64>,
@@ -194,14 +196,15 @@ impl Config {
     /// Reads a config.json, see [`Config::from_json`].
     ///
     /// # Errors
-    /// [`ConfigError::Read`] if the file cannot be read or is larger than a config can be; else [`ConfigError::File`], which puts the path before
-    /// the errors of [`Config::from_json`].
+    /// [`ConfigError::Read`] if the file cannot be read or is larger than a config can be; else [`ConfigError::File`],
+    /// which puts the path before the errors of [`Config::from_json`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         read::from_file(path.as_ref())
     }
 
     /// Makes the config of a new model from the published keys; only the sizes must be given, [`Config::keys`] lists
-    /// them all. [`Config::raw`] then holds every key that `transformers` wants of the family, rope keys in the older style, which every tool reads.
+    /// them all. [`Config::raw`] then holds every key that `transformers` wants of the family, rope keys in the older
+    /// style, which every tool reads.
     ///
     /// # Errors
     /// [`ConfigError::UnknownKey`] for a key that is not in [`Config::keys`], and the errors of [`Config::from_json`].
@@ -250,6 +253,3 @@ impl Config {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -36,7 +36,10 @@ pub enum CheckpointError {
         what: String,
     },
     /// Bytes are lacking at the end.
-    #[error("{path}: the file is cut off: it has {found} bytes, its header describes {expected}; fetch or copy it again", path = .path.display())]
+    #[error(
+        "{path}: the file is cut off: it has {found} bytes, its header describes {expected}; fetch or copy it again",
+        path = .path.display()
+    )]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -56,7 +59,12 @@ pub enum CheckpointError {
         what: String,
     },
     /// A name twice.
-    #[error("{path}: `{}` is here a second time (first in {other}); which one counts is not defined", printable(.name), path = .path.display(), other = .other.display())]
+    #[error(
+        "{path}: `{}` is here a second time (first in {other}); which one counts is not defined",
+        printable(.name),
+        path = .path.display(),
+        other = .other.display()
+    )]
     Duplicate {
         /// The file.
         path: PathBuf,
@@ -75,7 +83,10 @@ pub enum CheckpointError {
     },
     /// The index points outside of its folder.
     #[error(
-        "{path}: the index names the file {:?}, expected the plain name of a .safetensors file in the same folder; a file that reaches elsewhere is not to be trusted", printable(.shard), path = .path.display()
+        "{path}: the index names the file {:?}, expected the plain name of a .safetensors file in the same folder; \
+         a file that reaches elsewhere is not to be trusted",
+        printable(.shard),
+        path = .path.display()
     )]
     ShardName {
         /// The index.
@@ -84,7 +95,12 @@ pub enum CheckpointError {
         shard: String,
     },
     /// The index and a shard disagree.
-    #[error("{path}: has no tensor `{}`, which {index} places here; is it another model's shard?", printable(.name), path = .path.display(), index = .index.display())]
+    #[error(
+        "{path}: has no tensor `{}`, which {index} places here; is it another model's shard?",
+        printable(.name),
+        path = .path.display(),
+        index = .index.display()
+    )]
     NotInShard {
         /// The shard.
         path: PathBuf,
@@ -94,7 +110,11 @@ pub enum CheckpointError {
         index: PathBuf,
     },
     /// A tensor is not there.
-    #[error("{path}: has no tensor `{}`, which config.json asks for; is it another model's?", printable(.name), path = .path.display())]
+    #[error(
+        "{path}: has no tensor `{}`, which config.json asks for; is it another model's?",
+        printable(.name),
+        path = .path.display()
+    )]
     Missing {
         /// The checkpoint.
         path: PathBuf,
@@ -102,7 +122,11 @@ pub enum CheckpointError {
         name: String,
     },
     /// A tensor of another size.
-    #[error("{path}: `{}` is {found:?}, config.json asks {expected:?}; is it another model's?", printable(.name), path = .path.display())]
+    #[error(
+        "{path}: `{}` is {found:?}, config.json asks {expected:?}; is it another model's?",
+        printable(.name),
+        path = .path.display()
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -114,7 +138,11 @@ pub enum CheckpointError {
         expected: Vec<usize>,
     },
     /// A tensor of another number format.
-    #[error("{path}: `{}` is stored as {found}, expected {expected}{}", printable(.name), dtype_hint(*.found), path = .path.display())]
+    #[error(
+        "{path}: `{}` is stored as {found}, expected {expected}{}",
+        printable(.name), dtype_hint(*.found),
+        path = .path.display()
+    )]
     Dtype {
         /// The file.
         path: PathBuf,

@@ -77,7 +77,10 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, CheckpointError>
             return Err(layout(format!("shares {} bytes with the tensor before it", end - t.range.start)));
         }
         if t.range.start > end {
-            return Err(layout(format!("has {} unused bytes before it, where something may hide", t.range.start - end)));
+            return Err(layout(format!(
+                "has {} unused bytes before it, where something may hide",
+                t.range.start - end
+            )));
         }
         end = t.range.end;
     }
@@ -107,9 +110,7 @@ fn no_duplicates(path: &Path, tensors: &[Tensor]) -> Result<(), CheckpointError>
     let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => {
-            Err(CheckpointError::Duplicate { path: path.into(), name: pair[0].into(), other: path.into() })
-        }
+        Some(pair) => Err(CheckpointError::Duplicate { path: path.into(), name: pair[0].into(), other: path.into() }),
         None => Ok(()),
     }
 }

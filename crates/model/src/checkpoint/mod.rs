@@ -1,9 +1,10 @@
 //! Weights on disk: one `model.safetensors`, or shards with `model.safetensors.index.json`.
 //!
-//! Source of the format: the safetensors specification (github.com/huggingface/safetensors, "Format"). A file is
-//! `n: u64` little-endian, then `n` bytes of JSON (`{"NAME": {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {...}}`), then the bytes of the tensors without holes.
-//! Files come from strangers: every length and offset is checked before use, and a hostile file is an error, never a panic
-//! or a large allocation. Weights are memory-mapped, so opening a checkpoint costs its header only.
+//! Source of the format: the safetensors specification (github.com/huggingface/safetensors, "Format"). A file is `n:
+//! u64` little-endian, then `n` bytes of JSON (`{"NAME": {"dtype", "shape", "data_offsets": [begin, end]},
+//! "__metadata__": {...}}`), then the bytes of the tensors without holes. Files come from strangers: every length and
+//! offset is checked before use, and a hostile file is an error, never a panic or a large allocation. Weights are
+//! memory-mapped, so opening a checkpoint costs its header only.
 
 mod convert;
 mod error;
@@ -229,9 +230,8 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// [`CheckpointError::Missing`] or [`CheckpointError::Shape`].
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, CheckpointError> {
-        let view = self
-            .get(name)
-            .ok_or_else(|| CheckpointError::Missing { path: self.path.clone(), name: name.into() })?;
+        let view =
+            self.get(name).ok_or_else(|| CheckpointError::Missing { path: self.path.clone(), name: name.into() })?;
         if view.shape != shape {
             return Err(CheckpointError::Shape {
                 path: view.path.into(),
@@ -243,8 +243,8 @@ impl<'a> Checkpoint<'a> {
         Ok(view)
     }
 
-    /// Tensors that a model of this config does not use, sorted: a layer of multi-token prediction, rotary tables of old tools, a tied head stored twice.
-    /// Worth a warning, not an error.
+    /// Tensors that a model of this config does not use, sorted: a layer of multi-token prediction, rotary tables of
+    /// old tools, a tied head stored twice. Worth a warning, not an error.
     pub fn unexpected(&self, config: &Config) -> Vec<String> {
         let known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).collect();
         let mut names: Vec<String> = self.names().filter(|&name| !known.contains(name)).map(str::to_owned).collect();
@@ -265,6 +265,3 @@ fn printable(name: &str) -> Cow<'_, str> {
     let start: String = name.chars().take(100).collect();
     format!("{}…", start.escape_debug()).into()
 }
-
-#[cfg(test)]
-mod tests;

@@ -62,11 +62,13 @@ impl SaveDtype {
 
 /// Writes one safetensors file, or leaves `path` as it was.
 ///
-/// `data` is called once for each tensor with its number in `tensors` and writes its bytes, little-endian. The wider formats come first, so that every
-/// tensor is aligned; otherwise the order is that of `tensors`. Memory does not grow with the file.
+/// `data` is called once for each tensor with its number in `tensors` and writes its bytes, little-endian. The wider
+/// formats come first, so that every tensor is aligned; otherwise the order is that of `tensors`. Memory does not grow
+/// with the file.
 ///
 /// # Errors
-/// [`CheckpointError::Duplicate`] for a name given twice, [`CheckpointError::Write`] for whatever the system or `data` says.
+/// [`CheckpointError::Duplicate`] for a name given twice, [`CheckpointError::Write`] for whatever the system or `data`
+/// says.
 ///
 /// # Panics
 /// If `data` writes more or fewer bytes than format and shape ask.
@@ -83,12 +85,15 @@ pub fn write_safetensors(
 
 /// Saves a model in the published layout: `config.json` and `model.safetensors`, which `transformers` and others open.
 ///
-/// `values` is asked once for each tensor of [`Config::tensors`] and returns its numbers, row-major. Both files are on the disk before the first is put in
-/// place. config.json keeps all keys of [`Config::raw`]; it says the new format of the weights, and no layers of multi-token prediction, as
-/// none are written. The folder is made if it is not there.
+/// `values` is asked once for each tensor of [`Config::tensors`] and returns its numbers, row-major. Both files are on
+/// the disk before the weights and then config.json are renamed into place, so only a crash between the two renames
+/// leaves files of two models; a run that needs more saves into a new folder. config.json keeps all keys of
+/// [`Config::raw`]; it says the new format of the weights, and no layers of multi-token prediction, as none are
+/// written. The folder is made if it is not there.
 ///
 /// # Errors
-/// [`CheckpointError::Write`] for whatever the system says, for instance that the disk is full; a model that was there before is then still whole.
+/// [`CheckpointError::Write`] for whatever the system says, for instance that the disk is full; a model that was there
+/// before is then still whole.
 ///
 /// # Panics
 /// If `values` returns another number of values than the shape asks.

@@ -6,7 +6,10 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path}: cannot read the model's configuration: {error}; a model folder has a config.json beside its *.safetensors", path = .path.display())]
+    #[error(
+        "{path}: cannot read the model's configuration: {error}; a model folder has a config.json beside its *.safetensors",
+        path = .path.display()
+    )]
     Read {
         /// The file.
         path: PathBuf,

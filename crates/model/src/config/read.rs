@@ -17,7 +17,8 @@ const MAX_TENSORS: u64 = 1_000_000;
 /// A thousand times DeepSeek-V3. Bytes of any format still fit a `u64`.
 const MAX_PARAMETERS: u64 = 1_000_000_000_000_000;
 
-const SUPPORTED_FAMILIES: &str = "deepseek_v3 (DeepSeek-V3 and R1, Moonlight, Kimi-K2), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
+const SUPPORTED_FAMILIES: &str =
+    "deepseek_v3 (DeepSeek-V3 and R1, Moonlight, Kimi-K2), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
 
 pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
     let read = || -> std::io::Result<String> {
@@ -244,8 +245,8 @@ fn experts(keys: &Keys<'_>) -> Result<Moe, ConfigError> {
     Ok(moe)
 }
 
-/// Either style of keys. A value inside the table goes before one beside it, as in `transformers`; where both styles are
-/// there and disagree, nobody can know which the weights were made with.
+/// Either style of keys. A value inside the table goes before one beside it, as in `transformers`; where both styles
+/// are there and disagree, nobody can know which the weights were made with.
 fn rope(keys: &Keys<'_>, max_position_embeddings: usize, interleave: bool) -> Result<Rope, ConfigError> {
     let beside = match keys.get("rope_theta") {
         None | Some(Value::Null) => None,
@@ -363,9 +364,10 @@ fn scaling(table: &Keys<'_>, top: &Keys<'_>, max_position_embeddings: usize) -> 
 
 fn eos(keys: &Keys<'_>, vocab_size: usize) -> Result<Vec<u32>, ConfigError> {
     match keys.get("eos_token_id") {
-        Some(Value::Array(ids)) => {
-            ids.iter().map(|id| token_id(id, vocab_size).ok_or_else(|| keys.outside("eos_token_id", vocab_size))).collect()
-        }
+        Some(Value::Array(ids)) => ids
+            .iter()
+            .map(|id| token_id(id, vocab_size).ok_or_else(|| keys.outside("eos_token_id", vocab_size)))
+            .collect(),
         _ => Ok(keys.token_id("eos_token_id", vocab_size)?.into_iter().collect()),
     }
 }

@@ -1,14 +1,16 @@
 //! Frequencies of the rotary embedding, and what YaRN changes.
 //!
 //! Source: Su et al. 2021, arXiv:2104.09864; YaRN: Peng et al. 2023, arXiv:2309.00071, equations 17 to 22, with the
-//! conventions of `transformers` 5.23 for absent keys. All in f64 through `libm`, so that every machine gets the same bits.
+//! conventions of `transformers` 5.23 for absent keys. All in f64 through `libm`, so that every machine gets the same
+//! bits.
 
 use super::{Attention, Config, RopeScaling};
 
 impl Config {
     /// Angle per position of each rotated pair, in radians: `[rope_dim / 2]`, fastest first.
     ///
-    /// Without scaling `theta^(−2k / rope_dim)`. YaRN divides slow pairs by `factor`, keeps fast ones, and ramps between.
+    /// Without scaling `theta^(−2k / rope_dim)`. YaRN divides slow pairs by `factor`, keeps fast ones, and ramps
+    /// between.
     pub fn rope_inv_freq(&self) -> Vec<f64> {
         let (dim, theta) = (self.rope_dim() as f64, self.rope.theta);
         let plain = (0..self.rope_dim() / 2).map(|k| 1.0 / libm::pow(theta, 2.0 * k as f64 / dim));
@@ -44,8 +46,8 @@ impl Config {
             .collect()
     }
 
-    /// Multiplier of cos and sin, 1 without scaling: `attention_factor` if given, else `m(mscale) / m(mscale_all_dim)` if both are given, else
-    /// `m(1)`, where `m(s) = 0.1 · s · ln(factor) + 1`.
+    /// Multiplier of cos and sin, 1 without scaling: `attention_factor` if given, else `m(mscale) / m(mscale_all_dim)`
+    /// if both are given, else `m(1)`, where `m(s) = 0.1 · s · ln(factor) + 1`.
     pub fn rope_attention_factor(&self) -> f64 {
         match self.rope.scaling {
             RopeScaling::None => 1.0,
@@ -57,8 +59,8 @@ impl Config {
         }
     }
 
-    /// Factor on the scores before the softmax: `1 / √qk_head_dim`, for latent attention with YaRN times `m(mscale_all_dim)²`
-    /// (DeepSeek-V3: 0.1352338).
+    /// Factor on the scores before the softmax: `1 / √qk_head_dim`, for latent attention with YaRN times
+    /// `m(mscale_all_dim)²` (DeepSeek-V3: 0.1352338).
     pub fn softmax_scale(&self) -> f64 {
         let plain = 1.0 / (self.qk_head_dim() as f64).sqrt();
         match (&self.attention, &self.rope.scaling) {

@@ -42,8 +42,8 @@ impl Config {
         self.tensors().iter().map(|t| t.elements() as u64).sum()
     }
 
-    /// Numbers that one token runs through: all but the routed experts it does not choose. The whole embedding is counted
-    /// (DeepSeek-V3: 37.55 · 10⁹).
+    /// Numbers that one token runs through: all but the routed experts it does not choose. The whole embedding is
+    /// counted (DeepSeek-V3: 37.55 · 10⁹).
     pub fn active_parameters(&self) -> u64 {
         let Some(moe) = &self.moe else { return self.total_parameters() };
         let (mut routed, mut rest) = (0, 0);

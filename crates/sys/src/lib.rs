@@ -1,0 +1,10 @@
+//! What the operating system gives: memory maps, memory counters, and files that are replaced whole or not at all.
+//!
+//! Together with the kernels this is the only crate with `unsafe`; every other one forbids it.
+
+pub mod atomic;
+mod map;
+mod memory;
+
+pub use map::MappedFile;
+pub use memory::{available_memory_bytes, peak_rss_bytes, total_memory_bytes};

@@ -1,0 +1,96 @@
+//! Read-only memory map of a file.
+
+use std::{fs::File, io, ops::Deref, path::Path};
+
+/// The bytes of a file, read by the system as they are touched.
+///
+/// The file must not change while it is mapped. Nobody can promise that of a file system: whoever shortens the file in
+/// place makes the system end this process with SIGBUS at the next touch of a lost page, and whoever overwrites it in
+/// place changes the bytes under the reader. So nothing may rest on two reads of a byte being equal where memory safety
+/// hangs on it, and our own writers replace files by renaming ([`crate::atomic`]), which leaves a map of the old file
+/// whole.
+#[derive(Debug)]
+pub struct MappedFile {
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<memmap2::Mmap>,
+}
+
+impl MappedFile {
+    /// Maps the whole file.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or mapped, or is not a regular file (opening a pipe would wait forever).
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        regular(&std::fs::metadata(path)?)?;
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        regular(&metadata)?; // Again: the path may have come to mean another file.
+        if metadata.len() == 0 {
+            return Ok(Self { map: None });
+        }
+        // SAFETY: the map is read-only and private to this value, which unmaps it when dropped, after every slice
+        // borrowed from it. What remains is that no other process changes or shortens the file, which no program can
+        // guarantee; the documentation of the type says what happens then, and that our own writers never do it.
+        let map = unsafe { memmap2::Mmap::map(&file)? };
+        Ok(Self { map: Some(map) })
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}
+
+fn regular(metadata: &std::fs::Metadata) -> io::Result<()> {
+    if metadata.is_file() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_holds_the_bytes_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(&*MappedFile::open(&path).unwrap(), &bytes[..]);
+    }
+
+    #[test]
+    fn an_empty_file_maps_to_no_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(&*MappedFile::open(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_map_outlives_the_replacement_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"old bytes").unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        crate::atomic::write(&path, b"new").unwrap();
+        assert_eq!(&*map, b"old bytes");
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn folders_and_missing_files_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(MappedFile::open(dir.path()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(MappedFile::open(dir.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_device_is_refused_instead_of_read_forever() {
+        assert_eq!(MappedFile::open("/dev/zero").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}

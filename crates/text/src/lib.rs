@@ -1,0 +1,14 @@
+//! Text on one side, token ids and messages on the other: tokenizer, chat template, splitting a reply into thinking and answer.
+//! This crate never knows weights.
+#![forbid(unsafe_code)]
+
+mod bpe;
+pub mod house;
+mod template;
+mod think;
+mod tokenizer;
+
+pub use bpe::{BpeOptions, DigitSplit, train_bpe};
+pub use template::{ChatTemplate, Message, RenderOptions, TemplateError};
+pub use think::{Piece, ThinkSplitter, split_reply};
+pub use tokenizer::{DecodeStream, Tokenizer, TokenizerError};
