@@ -5,7 +5,8 @@
 
 Each case is a folder in the format of README.md. The weights are random bf16; everything computed from them is float32.
 A case takes the first seed whose answers do not hang on a rounding: no near tie in the greedy continuation or between
-chosen and dropped experts, no expert without tokens, and a bf16 run of transformers close to the f32 run (`Margins`).
+chosen and dropped experts, tokens for the experts whose gradients are kept, and a bf16 run of transformers close to the
+f32 run (`Margins`).
 """
 import argparse
 import itertools
@@ -19,7 +20,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-SEQUENCES, LENGTH, NEW_TOKENS = 2, 23, 16
+SEQUENCES, LENGTH, NEW_TOKENS = 2, 48, 16
+KEPT_EXPERTS = 2  # experts whose gradients are kept
 HERE = Path(__file__).resolve().parent
 
 
@@ -44,21 +46,21 @@ CONFIGS = {
     # Three groups of eight experts, two shared experts, no size a multiple of 8 except the expert count; new style of rope keys.
     "v3-odd-groups": deepseek_v3(
         hidden_size=44, qk_nope_head_dim=12, qk_rope_head_dim=6, v_head_dim=20, q_lora_rank=20, kv_lora_rank=28,
-        moe_intermediate_size=12, intermediate_size=52, vocab_size=133, **ODD_GROUPS),
+        moe_intermediate_size=11, intermediate_size=52, vocab_size=91, **ODD_GROUPS),
     # No query latent, head tied to the embedding, biases in the attention.
     "v3-no-q-lora-tied": deepseek_v3(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12,
         q_lora_rank=None, kv_lora_rank=24, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=20, intermediate_size=72,
-        vocab_size=203, attention_bias=True, tie_word_embeddings=True, rope_theta=10000.0, rope_scaling=None),
+        vocab_size=151, attention_bias=True, tie_word_embeddings=True, rope_theta=10000.0, rope_scaling=None),
     # Five query heads on one key head, tied, odd vocabulary, large rope base; old style of rope keys.
     "qwen2-tied-odd": {
         "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1, "hidden_act": "silu",
-        "hidden_size": 80, "initializer_range": 0.02, "intermediate_size": 68, "max_position_embeddings": 128, "max_window_layers": 2,
+        "hidden_size": 80, "initializer_range": 0.02, "intermediate_size": 20, "max_position_embeddings": 128, "max_window_layers": 2,
         "model_type": "qwen2", "num_attention_heads": 5, "num_hidden_layers": 2, "num_key_value_heads": 1, "pad_token_id": None,
         "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 259},
 }
-# The same structure at sizes above the SIMD blocks; 1.6 MB, so it is made only when named and not kept in the repository.
+# The same structure at sizes above the SIMD blocks; 2.1 MB, so it is made only when named and not kept in the repository.
 LARGE = {
     "v3-odd-groups-large": deepseek_v3(
         hidden_size=100, qk_nope_head_dim=20, qk_rope_head_dim=10, v_head_dim=28, q_lora_rank=36, kv_lora_rank=44,
@@ -68,20 +70,17 @@ LARGE = {
 
 class Margins:
     """How far each decision of a case is from flipping; `ok` says whether every margin is wide enough."""
-    GREEDY, GATE, BF16 = 1e-2, 2e-4, 1.5e-2  # logit gap, biased-score gap, relative error of bf16 logits
+    GREEDY, GATE, BF16 = 4e-3, 1e-4, 1.5e-2  # logit gap, biased-score gap, relative error of bf16 logits
 
     def __init__(self, greedy_gap, gate_gap, min_load, min_biased_score, bf16_error, greedy):
         self.greedy_gap, self.gate_gap, self.min_load = greedy_gap, gate_gap, min_load
         self.min_biased_score, self.bf16_error = min_biased_score, bf16_error
-        self.ends_early = bool((greedy == 1).any())  # end of text would cut the continuation short
-
-    def ok(self):
-        return (self.greedy_gap > self.GREEDY and self.gate_gap > self.GATE and self.min_load > 0 and not self.ends_early
-                # Above zero, masking the dropped groups with 0 or with −∞ chooses the same experts.
-                and self.min_biased_score > 0.05 and self.bf16_error < self.BF16)
+        self.ok = (greedy_gap > self.GREEDY and gate_gap > self.GATE and bf16_error < self.BF16 and min_load > 0
+                   and min_biased_score > 0  # then masking dropped groups with 0 or with −∞ chooses the same experts
+                   and not (greedy == 1).any())  # end of text would cut the continuation short
 
     def __str__(self):
-        return (f"greedy gap {self.greedy_gap:.3g}, gate gap {self.gate_gap:.3g}, least expert load {self.min_load}, "
+        return (f"greedy gap {self.greedy_gap:.3g}, gate gap {self.gate_gap:.3g}, least load of experts 0 and 1 {self.min_load}, "
                 f"least biased score {self.min_biased_score:.3g}, bf16 error {self.bf16_error:.3g}")
 
 
@@ -102,6 +101,10 @@ def split_experts(tensors):
     return out
 
 
+# Wider weights where the softmax or the gate would otherwise be nearly uniform.
+SHARP = ("mlp.gate.weight", "q_proj.weight", "q_b_proj.weight", "k_proj.weight", "kv_b_proj.weight")
+
+
 def random_weights(config, generator):
     """bf16 tensors under checkpoint names: norm gains near 1, everything else large enough that an error shows in the logits."""
     with torch.device("meta"):
@@ -114,11 +117,11 @@ def random_weights(config, generator):
         if "norm" in name:
             t = 0.8 + 0.4 * torch.rand(shape, generator=generator)
         elif name.endswith("e_score_correction_bias"):
-            t = 0.1 * (torch.rand(shape, generator=generator) - 0.3)
+            t = 0.05 + 0.2 * torch.rand(shape, generator=generator)
         elif name.endswith("bias"):
             t = 0.2 * torch.randn(shape, generator=generator)
         else:
-            t = (0.25 if "gate.weight" in name else 0.1) * torch.randn(shape, generator=generator)
+            t = (0.18 if name.endswith(SHARP) else 0.1) * torch.randn(shape, generator=generator)
         weights[name] = t.bfloat16()
     return weights
 
@@ -149,14 +152,14 @@ class GateWatch:
 
 
 def wanted_gradient(name, config):
-    """The gradients kept: embedding, head, final norm and the last layer, there only the first two experts."""
+    """The gradients kept: embedding, head, final norm and the last layer, there of few experts only."""
     if name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
         return True
     prefix = f"model.layers.{config.num_hidden_layers - 1}."
     if not name.startswith(prefix):
         return False
     expert = name.removeprefix(prefix + "mlp.experts.")
-    return expert == name or expert.split(".")[0] in ("0", "1")
+    return expert == name or int(expert.split(".")[0]) < KEPT_EXPERTS
 
 
 def open_model(folder, dtype):
@@ -176,7 +179,7 @@ def reference(folder, config, generator):
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     loss.backward()
     grads = split_experts({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    min_load = min((int(load.min()) for load in watch.loads.values()), default=1)
+    min_load = min((int(load[:KEPT_EXPERTS].min()) for load in watch.loads.values()), default=1)
 
     greedy_gap, text = math.inf, ids
     with torch.no_grad():  # whole text again for each token: no cache between the weights and the answer
@@ -202,7 +205,7 @@ def make(name, settings, folder):
         generator = torch.Generator().manual_seed(seed)
         save_file(random_weights(config, generator), folder / "model.safetensors", {"format": "pt"})
         tensors, margins = reference(folder, config, generator)
-        if margins.ok():
+        if margins.ok:
             break
     save_file(tensors, folder / "reference.safetensors")
 

@@ -30,6 +30,7 @@ pub use gemm::{
 };
 pub use half::bf16;
 pub use isa::Isa;
+pub use loss::IGNORE;
 pub use moe::{GateShape, Routing};
 pub use ops::Ops;
 pub use pointwise::LatentHeads;

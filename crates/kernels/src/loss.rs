@@ -12,6 +12,9 @@ use crate::{
 /// Vocabulary entries of a block.
 const BLOCK: usize = 1024;
 
+/// A target that counts neither in the loss nor in its gradient; its log-probability is given as 0.
+pub const IGNORE: u32 = u32::MAX;
+
 multi_isa! {
     /// `ln Σ eˣ` of a row of logits. Per block: maximum, then `sum16(e^(x − m))`; blocks merge ascending.
     pub fn log_sum_exp(x: &[f32]) -> f32 {
@@ -46,6 +49,10 @@ pub fn cross_entropy_grad(isa: Isa, logits: &mut Tensor, targets: &[u32], scale:
     let mut logprobs = vec![0.0; targets.len()];
     rows::zip2_of(4, logits.f32_mut(), v, &mut logprobs, 4, |first, x, out| {
         for ((x, target), out) in x.chunks_exact_mut(v).zip(&targets[first..]).zip(out) {
+            if *target == IGNORE {
+                x.fill(0.0);
+                continue;
+            }
             let lse = log_sum_exp(isa, x);
             *out = x[*target as usize] - lse;
             softmax_grad(isa, x, lse, scale);
@@ -66,6 +73,9 @@ pub fn target_logprobs(isa: Isa, logits: &Tensor, targets: &[u32]) -> Vec<f32> {
     let v = logits.cols;
     assert_eq!(targets.len(), logits.rows);
     let x = logits.f32();
-    let row = |(x, target): (&[f32], &u32)| x[*target as usize] - log_sum_exp(isa, x);
+    let row = |(x, target): (&[f32], &u32)| match *target {
+        IGNORE => 0.0,
+        target => x[target as usize] - log_sum_exp(isa, x),
+    };
     x.par_chunks_exact(v).zip(targets).map(row).collect()
 }

@@ -2,7 +2,7 @@
 //! is whole or not there.
 //!
 //! Tensors `master.NAME` (f32), `m.NAME`, `v.NAME` (f32 or bf16) for trained parameters, `frozen.NAME` (f32) for the others, selection
-//! biases among them. Metadata: `step`, `recipe` (hash of what decides the numbers), `tokens`, and `idle`, the expert counters.
+//! biases among them. Metadata: `step`, `recipe` (what decides the numbers, as JSON), `tokens`, and `idle`, the expert counters.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,7 @@ use jevons_model::{
 };
 
 use crate::{
+    recipe::Recipe,
     optimizer::{Optimizer, Slot},
     trainer::Trainer,
 };
@@ -37,17 +38,15 @@ pub enum StateError {
     },
     /// Another recipe.
     #[error(
-        "{path}: was written by another recipe (hash {found}, this one has {expected}); \
-         resume with the recipe in the run folder, or start a new run in another folder",
-        path = .path.display()
+        "{path}: was written by another recipe, which differs in {keys}; \
+         undo the change to continue this run, or start a new one in another run.folder",
+        path = .path.display(), keys = .keys.join(", ")
     )]
     Recipe {
         /// File.
         path: PathBuf,
-        /// Hash in the file.
-        found: String,
-        /// Hash of the recipe given.
-        expected: String,
+        /// Dotted keys that differ.
+        keys: Vec<String>,
     },
 }
 
@@ -64,7 +63,7 @@ pub struct Progress {
 ///
 /// # Errors
 /// [`CheckpointError::Write`]; the state that was there stays whole.
-pub fn save(path: &Path, trainer: &Trainer, recipe_hash: &str, tokens: u64) -> Result<(), CheckpointError> {
+pub fn save(path: &Path, trainer: &Trainer, recipe: &str, tokens: u64) -> Result<(), CheckpointError> {
     let specs = trainer.model.specs();
     let mut outs = Vec::new();
     let mut data: Vec<Data<'_>> = Vec::new();
@@ -86,7 +85,7 @@ pub fn save(path: &Path, trainer: &Trainer, recipe_hash: &str, tokens: u64) -> R
     let metadata = BTreeMap::from([
         ("step".to_owned(), trainer.optimizer.steps.to_string()),
         ("tokens".to_owned(), tokens.to_string()),
-        ("recipe".to_owned(), recipe_hash.to_owned()),
+        ("recipe".to_owned(), recipe.to_owned()),
         ("idle".to_owned(), idle),
     ]);
     write_safetensors(path, &metadata, &outs, |i, out| match data[i] {
@@ -119,18 +118,17 @@ pub fn values(model: &Model, id: ParamId) -> Vec<f32> {
 ///
 /// # Errors
 /// [`StateError`]; the trainer may then hold parts of the state and must not be used.
-pub fn load(path: &Path, trainer: &mut Trainer, recipe_hash: &str) -> Result<Progress, StateError> {
+pub fn load(path: &Path, trainer: &mut Trainer, recipe: &str) -> Result<Progress, StateError> {
     let file = Checkpoint::open_file(path)?;
     let get = |key: &'static str| {
         file.metadata().get(key).ok_or_else(|| StateError::Metadata { path: path.to_path_buf(), key })
     };
     let bad = |key| StateError::Metadata { path: path.to_path_buf(), key };
     let found = get("recipe")?;
-    if found != recipe_hash {
+    if found != recipe {
         return Err(StateError::Recipe {
             path: path.to_path_buf(),
-            found: found.clone(),
-            expected: recipe_hash.to_owned(),
+            keys: Recipe::changed_keys(found, recipe),
         });
     }
     let step: u64 = get("step")?.parse().map_err(|_| bad("step"))?;

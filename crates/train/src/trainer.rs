@@ -6,18 +6,10 @@
 use jevons_layers::{Grads, IGNORE, Keep, ParamId};
 use jevons_model::{MicroBatch, Model, NonFinite, PassOptions};
 
-use crate::optimizer::{self, NonFiniteGradient, Optimizer, OptimizerSettings};
-
-/// A row of a batch: one or more sequences laid end to end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Row {
-    /// `[S]`
-    pub tokens: Vec<u32>,
-    /// What follows each token, or [`IGNORE`], `[S]`.
-    pub targets: Vec<u32>,
-    /// Length of each sequence; they sum to `S`.
-    pub lengths: Vec<usize>,
-}
+use crate::{
+    data::Row,
+    optimizer::{self, NonFiniteGradient, Optimizer, OptimizerSettings},
+};
 
 /// How a step is taken.
 #[derive(Clone, Copy, Debug, PartialEq)]

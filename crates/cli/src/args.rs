@@ -1,0 +1,75 @@
+//! Flags that several commands share.
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use jevons_infer::Sampling;
+use jevons_model::Precision;
+
+/// Of every command that computes.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct ComputeArgs {
+    /// Number format of matrix products [default: what is stored]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionArg>,
+    /// CPU threads; changes the time taken, never the result [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PrecisionArg {
+    F32,
+    Bf16,
+}
+
+impl ComputeArgs {
+    /// Starts the threads; to be called once, before anything is computed.
+    pub fn start_threads(&self) -> anyhow::Result<()> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+        pool.build_global().context("cannot start the threads")
+    }
+
+    /// As the model crate names it.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision.map(|p| match p {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        })
+    }
+}
+
+/// How to choose tokens. What is not given comes from the command's defaults.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 takes the most likely token; higher is more varied
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Draw from the N most likely tokens only; 0: from all
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Draw from the smallest set of tokens with this share of the probability
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Draw from tokens at least this many times as likely as the most likely one
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// The same seed gives the same text [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The settings, `defaults` where a flag is missing.
+    pub fn over(&self, defaults: Sampling) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            seed: self.seed.unwrap_or(defaults.seed),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Numbers for people.
+
+/// A count with three or four digits and a unit: `671.0 B`.
+pub fn count(n: u64) -> String {
+    scaled(n, "")
+}
+
+/// Bytes, in powers of ten: `4.8 MB`.
+pub fn bytes(n: u64) -> String {
+    scaled(n, "B")
+}
+
+fn scaled(n: u64, unit: &str) -> String {
+    let (prefixes, billion) = if unit.is_empty() { (["K", "M", "B", "T"], "") } else { (["k", "M", "G", "T"], unit) };
+    let steps = [1e3, 1e6, 1e9, 1e12];
+    // 999,950 and more would print as 1000.0 of the unit below.
+    match (0..4).rev().find(|i| n as f64 >= steps[*i] * 0.99995 && n >= 1000) {
+        Some(i) => format!("{:.1} {}{billion}", n as f64 / steps[i], prefixes[i]),
+        None if unit.is_empty() => n.to_string(),
+        None => format!("{n} {unit}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_bytes_change_unit_where_they_need_five_digits() {
+        assert_eq!([0, 999, 1000, 1049, 1050].map(count), ["0", "999", "1.0 K", "1.0 K", "1.1 K"]);
+        assert_eq!([999_949, 999_950, 671_026_404_352].map(count), ["999.9 K", "1.0 M", "671.0 B"]);
+        assert_eq!([5, 4_800_000, 1_300_000_000_000].map(bytes), ["5 B", "4.8 MB", "1.3 TB"]);
+    }
+}

@@ -1,0 +1,200 @@
+//! Where a model comes from: a folder, or the binary itself.
+
+use std::{
+    borrow::Cow,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use jevons_infer::{GenerationConfig, Sampling};
+use jevons_model::{Config, Model, checkpoint::Checkpoint};
+use jevons_text::{ChatTemplate, Tokenizer};
+use serde::Deserialize;
+
+use crate::args::ComputeArgs;
+
+/// The files of one model.
+#[derive(Clone, Debug)]
+pub enum Files {
+    /// Embedded in the binary.
+    BuiltIn(&'static BuiltIn),
+    /// A checkpoint folder.
+    Folder(PathBuf),
+}
+
+/// The embedded files.
+#[derive(Debug)]
+pub struct BuiltIn {
+    config: &'static str,
+    weights: &'static [u8],
+    tokenizer: &'static str,
+    tokenizer_config: &'static str,
+}
+
+#[cfg(builtin_model)]
+const BUILT_IN: Option<&BuiltIn> = Some(&BuiltIn {
+    config: include_str!("../builtin/config.json"),
+    weights: include_bytes!("../builtin/model.safetensors"),
+    tokenizer: include_str!("../builtin/tokenizer.json"),
+    tokenizer_config: include_str!("../builtin/tokenizer_config.json"),
+});
+#[cfg(not(builtin_model))]
+const BUILT_IN: Option<&BuiltIn> = None;
+
+impl Files {
+    /// The built-in model, or that of a checkpoint folder or run folder.
+    pub fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else {
+            return match BUILT_IN {
+                Some(files) => Ok(Self::BuiltIn(files)),
+                None => bail!("this build has no built-in model; name a checkpoint folder: jevons chat MODEL"),
+            };
+        };
+        let shown = path.display();
+        if !path.exists() {
+            bail!("{shown}: there is no such folder; a model is a checkpoint folder or a run folder of `jevons train`");
+        }
+        if !path.is_dir() {
+            bail!("{shown}: this is a file; a model is the folder with config.json and *.safetensors");
+        }
+        let candidates = [path.to_owned(), path.join("model")];
+        match candidates.into_iter().find(|folder| folder.join("config.json").is_file()) {
+            Some(folder) => Ok(Self::Folder(folder)),
+            None => {
+                bail!("{shown}: there is no config.json in it nor in its model/ folder; is the checkpoint complete?")
+            }
+        }
+    }
+
+    /// For people.
+    pub fn name(&self) -> String {
+        match self {
+            Self::BuiltIn(_) => "the built-in model".into(),
+            Self::Folder(folder) => folder.display().to_string(),
+        }
+    }
+
+    pub fn config(&self) -> anyhow::Result<Config> {
+        Ok(match self {
+            Self::BuiltIn(files) => Config::from_json(files.config)?,
+            Self::Folder(folder) => Config::from_file(folder.join("config.json"))?,
+        })
+    }
+
+    /// Text of config.json.
+    pub fn config_json(&self) -> anyhow::Result<Cow<'static, str>> {
+        match self {
+            Self::BuiltIn(files) => Ok(files.config.into()),
+            Self::Folder(_) => Ok(self.text("config.json")?.context("config.json has gone")?),
+        }
+    }
+
+    /// Loads the weights.
+    pub fn model(&self, compute: &ComputeArgs) -> anyhow::Result<Model> {
+        Ok(match self {
+            Self::BuiltIn(files) => Model::from_bytes(files.config, files.weights, compute.precision())?,
+            Self::Folder(folder) => Model::load(folder, compute.precision())?,
+        })
+    }
+
+    /// The weight files, unread.
+    pub fn checkpoint(&self) -> anyhow::Result<Checkpoint<'static>> {
+        Ok(match self {
+            Self::BuiltIn(files) => Checkpoint::from_bytes(files.weights)?,
+            Self::Folder(folder) => Checkpoint::open(folder)?,
+        })
+    }
+
+    /// The tokenizer, if the model comes with one.
+    pub fn tokenizer(&self) -> anyhow::Result<Option<Tokenizer>> {
+        let tokenizer = match self {
+            Self::BuiltIn(files) => Tokenizer::from_bytes(files.tokenizer.as_bytes())?,
+            Self::Folder(folder) => match tokenizer_of_folder(folder)? {
+                Some(tokenizer) => tokenizer,
+                None => return Ok(None),
+            },
+        };
+        // A vocabulary may be padded beyond the tokenizer, never the other way round.
+        let (tokens, vocab_size) = (tokenizer.vocab_size(), self.config()?.vocab_size);
+        if tokens > vocab_size {
+            bail!(
+                "{}: tokenizer.json has {tokens} tokens and config.json a vocab_size of {vocab_size}; does the tokenizer belong to another model?",
+                self.name()
+            );
+        }
+        Ok(Some(tokenizer))
+    }
+
+    /// The chat template, if the model comes with one.
+    pub fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
+        match self {
+            Self::BuiltIn(files) => Ok(ChatTemplate::from_config(files.tokenizer_config)?),
+            Self::Folder(folder) => ChatTemplate::from_folder(folder)
+                .with_context(|| format!("{}: the chat template cannot be used", folder.display())),
+        }
+    }
+
+    /// Token ids of a text, after the token that begins a text if tokenizer_config.json asks for it (`add_bos_token`).
+    pub fn encode(&self, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut ids = self.begin()?;
+        ids.extend(tokenizer.encode(text)?);
+        Ok(ids)
+    }
+
+    /// The token that begins a text, if tokenizer_config.json asks for it.
+    pub fn begin(&self) -> anyhow::Result<Vec<u32>> {
+        #[derive(Deserialize)]
+        struct TokenizerConfig {
+            #[serde(default)]
+            add_bos_token: Option<bool>,
+        }
+        let Some(json) = self.text("tokenizer_config.json")? else { return Ok(vec![]) };
+        let config: TokenizerConfig = serde_json::from_str(&json)
+            .with_context(|| format!("{}: tokenizer_config.json is not what it should be", self.name()))?;
+        let bos = self.config()?.bos_token_id.filter(|_| config.add_bos_token == Some(true));
+        Ok(bos.into_iter().collect())
+    }
+
+    /// How its makers want it to be sampled; without their word as DeepSeek-R1: temperature 0.6, top-p 0.95.
+    pub fn sampling(&self) -> anyhow::Result<Sampling> {
+        let ours = Sampling { temperature: 0.6, top_p: 0.95, ..Sampling::default() };
+        Ok(self.generation_config()?.sampling(ours))
+    }
+
+    /// Tokens that end a text, by config.json and generation_config.json.
+    pub fn eos_token_ids(&self) -> anyhow::Result<Vec<u32>> {
+        let mut ids = self.config()?.eos_token_ids;
+        ids.extend(self.generation_config()?.eos_token_ids());
+        Ok(ids)
+    }
+
+    fn generation_config(&self) -> anyhow::Result<GenerationConfig> {
+        match self.text("generation_config.json")? {
+            Some(json) => GenerationConfig::from_json(&json)
+                .with_context(|| format!("{}: generation_config.json is not what it should be", self.name())),
+            None => Ok(GenerationConfig::default()),
+        }
+    }
+
+    /// Content of an optional file.
+    fn text(&self, name: &str) -> anyhow::Result<Option<Cow<'static, str>>> {
+        match self {
+            Self::BuiltIn(files) => Ok((name == "tokenizer_config.json").then_some(files.tokenizer_config.into())),
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                match fs::read_to_string(&path) {
+                    Ok(text) => Ok(Some(text.into())),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error).with_context(|| format!("{}: cannot read the file", path.display())),
+                }
+            }
+        }
+    }
+}
+
+/// The tokenizer of a folder, `None` if it has none.
+pub fn tokenizer_of_folder(folder: &Path) -> anyhow::Result<Option<Tokenizer>> {
+    let path = folder.join("tokenizer.json");
+    if path.exists() { Ok(Some(Tokenizer::from_file(path)?)) } else { Ok(None) }
+}

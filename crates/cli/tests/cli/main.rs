@@ -1,0 +1,7 @@
+//! The binary from outside: arguments, output, exit codes.
+
+mod arguments;
+mod chat;
+mod common;
+mod compute;
+mod text;

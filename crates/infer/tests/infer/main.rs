@@ -1,0 +1,5 @@
+//! Generation with real (small, random) models.
+
+mod chat;
+mod common;
+mod generate;
