@@ -1,5 +1,7 @@
 //! Numbers for people.
 
+use jevons_infer::Generation;
+
 /// A count with three or four digits and a unit: `671.0 B`.
 pub fn count(n: u64) -> String {
     scaled(n, "")
@@ -8,6 +10,22 @@ pub fn count(n: u64) -> String {
 /// Bytes, in powers of ten: `4.8 MB`.
 pub fn bytes(n: u64) -> String {
     scaled(n, "B")
+}
+
+/// How much was computed, and how fast.
+pub fn speeds(generation: &Generation) -> String {
+    let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(" at {r:.0}/s"));
+    let cached = match generation.cached_tokens {
+        0 => String::new(),
+        n => format!(" + {n} kept"),
+    };
+    format!(
+        "{}{cached} prompt tokens{}, {} new tokens{}",
+        generation.prompt_tokens - generation.cached_tokens,
+        rate(generation.prefill_tokens_per_s()),
+        generation.token_ids.len(),
+        rate(generation.decode_tokens_per_s()),
+    )
 }
 
 fn scaled(n: u64, unit: &str) -> String {

@@ -64,13 +64,13 @@ struct Inner {
 }
 
 enum AttentionSaved {
-    Mla(mla::Saved),
-    Gqa(gqa::Saved),
+    Mla(Box<mla::Saved>),
+    Gqa(Box<gqa::Saved>),
 }
 
 enum FfnSaved {
-    Dense(swiglu::Saved),
-    Moe(moe::Saved),
+    Dense(Box<swiglu::Saved>),
+    Moe(Box<moe::Saved>),
 }
 
 impl Block {
@@ -126,11 +126,11 @@ impl Block {
         let (y, attention) = match &self.attention {
             Attention::Mla(a) => {
                 let (y, s) = a.forward(ops, w, &x, batch, kv);
-                (y, AttentionSaved::Mla(s))
+                (y, AttentionSaved::Mla(Box::new(s)))
             }
             Attention::Gqa(a) => {
                 let (y, s) = a.forward(ops, w, &x, batch, kv);
-                (y, AttentionSaved::Gqa(s))
+                (y, AttentionSaved::Gqa(Box::new(s)))
             }
         };
         let mut h_mid = h.clone();
@@ -139,11 +139,11 @@ impl Block {
         let (y, ffn) = match &self.ffn {
             Ffn::Dense(f) => {
                 let (y, s) = f.forward(ops, w, &x_mid);
-                (y, FfnSaved::Dense(s))
+                (y, FfnSaved::Dense(Box::new(s)))
             }
             Ffn::Moe(f) => {
                 let (y, s) = f.forward(ops, w, &x_mid);
-                (y, FfnSaved::Moe(s))
+                (y, FfnSaved::Moe(Box::new(s)))
             }
         };
         let mut out = h_mid.clone();

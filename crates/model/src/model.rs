@@ -155,7 +155,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] names file, tensor or key, what was expected and what was found.
     pub fn load(dir: &Path, precision: Option<Precision>) -> Result<Self, ModelError> {
-        let config = Config::from_file(&dir.join("config.json"))?;
+        let config = Config::from_file(dir.join("config.json"))?;
         Self::from_checkpoint(config, &Checkpoint::open(dir)?, precision)
     }
 

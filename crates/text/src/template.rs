@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn dates_are_those_of_the_calendar() {
         let at = |seconds| strftime(UNIX_EPOCH + Duration::from_secs(seconds), "%d %b %Y %H:%M:%S %B %m%%");
-        assert_eq!(at(0), "01 Jan 1970 00:00:00 January 01%%".replace("%%", "%%"));
+        assert_eq!(at(0), "01 Jan 1970 00:00:00 January 01%%");
         assert!(at(951_827_696).starts_with("29 Feb 2000 12:34:56"), "{}", at(951_827_696));
     }
 }

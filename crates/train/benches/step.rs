@@ -8,7 +8,8 @@ use jevons_layers::Keep;
 use jevons_model::{Config, Extend, Model, ModelError, Precision};
 use jevons_train::{
     optimizer::{Optimizer, OptimizerSettings},
-    trainer::{Row, StepSettings, Trainer},
+    data::Row,
+    trainer::{StepSettings, Trainer},
 };
 
 const CONFIG: &str = r#"{"model_type": "deepseek_v3", "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024,

@@ -32,6 +32,8 @@ pub enum Stream {
     Sample = 4,
     /// A generated document; index: its number.
     Document = 5,
+    /// A generated question about the model; index: its number.
+    Identity = 8,
     /// Which sums are held out.
     HeldoutPair = 6,
     /// Initial weights; index: the parameter's number.
@@ -159,8 +161,9 @@ mod tests {
         assert_eq!((0..10).map(|i| p.at(i)).collect::<Vec<_>>(), GOLDEN_ORDER);
     }
 
-    const GOLDEN_DRAWS: [u64; 4] = [0, 0, 0, 0];
-    const GOLDEN_ORDER: [u64; 10] = [0; 10];
+    // Computed by an implementation in Python, from the papers.
+    const GOLDEN_DRAWS: [u64; 4] = [16495799449903995414, 305382775686343962, 738, 81];
+    const GOLDEN_ORDER: [u64; 10] = [6, 3, 5, 0, 9, 8, 1, 4, 7, 2];
 
     #[test]
     fn every_part_of_the_name_matters() {

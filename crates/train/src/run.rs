@@ -225,10 +225,10 @@ pub fn run(
     });
 
     let run = Run { recipe, folder: &folder, state: &state_path, tokenizer: tokenizer.as_ref() };
-    let schedule = Schedule::new(&recipe.schedule, recipe.optimizer.lr);
+    let schedule = Schedule::new(recipe);
     let heldout_rows = data.heldout.as_ref().map(|h| h.sample(recipe.evaluation.heldout_sequences));
     let mut heldout = None;
-    let mut evaluate = |trainer: &Trainer, metrics: &mut MetricsFile, observe: &mut dyn FnMut(Event<'_>)| {
+    let evaluate = |trainer: &Trainer, metrics: &mut MetricsFile, observe: &mut dyn FnMut(Event<'_>)| {
         let (Some(rows), Some(batcher)) = (&heldout_rows, &data.heldout) else { return Ok(None) };
         let (nats, targets) = trainer.evaluate(rows);
         let loss = nats / targets.max(1) as f64;

@@ -8,7 +8,8 @@ use jevons_layers::Keep;
 use jevons_model::{Model, Precision};
 use jevons_train::{
     optimizer::{Optimizer, OptimizerSettings},
-    trainer::{Row, StepSettings, Trainer},
+    data::Row,
+    trainer::{StepSettings, Trainer},
 };
 use serde_json::Value;
 

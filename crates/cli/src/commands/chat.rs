@@ -1,4 +1,5 @@
 use std::{
+    fmt,
     fs::OpenOptions,
     io::{self, BufRead, IsTerminal, Write},
     ops::ControlFlow,
@@ -27,7 +28,7 @@ use crate::{
         slash::{self, Line},
         terminal::{self, ChatPrompt},
     },
-    input, progress, source,
+    human, input, progress, source,
     style::Theme,
 };
 
@@ -161,7 +162,7 @@ impl<W: Write> Talk<'_, W> {
                     if self.line(&line)?.is_break() {
                         return Ok(());
                     }
-                    eprintln!();
+                    tell("\n");
                 }
                 Signal::CtrlC => notice("Ctrl-D or /quit leaves"),
                 Signal::CtrlD => return Ok(()),
@@ -190,7 +191,7 @@ impl<W: Write> Talk<'_, W> {
         let result = slash::parse(line).map_err(anyhow::Error::msg).and_then(|line| self.act(line));
         match result {
             Err(error) if error.downcast_ref::<io::Error>().is_none() => {
-                eprintln!("{} {error:#}", "error:".style(Theme::of(&io::stderr()).error));
+                tell(format_args!("{} {error:#}\n", "error:".style(Theme::of(&io::stderr()).error)));
                 Ok(ControlFlow::Continue(()))
             }
             result => result,
@@ -202,7 +203,7 @@ impl<W: Write> Talk<'_, W> {
             Line::Message(message) if message.is_empty() => {}
             Line::Message(message) => self.reply(Ask::Message(&message))?,
             Line::Retry => self.reply(Ask::Again)?,
-            Line::Help => eprint!("{}", slash::help()),
+            Line::Help => tell(slash::help()),
             Line::Reset => {
                 self.chat.reset();
                 notice("the conversation is forgotten");
@@ -212,7 +213,7 @@ impl<W: Write> Talk<'_, W> {
                 self.chat.set_system(system);
                 notice(&format!("the system prompt is {set}, and the conversation starts over"));
             }
-            Line::ShowSettings => eprint!("{}", slash::settings(&self.chat.options)),
+            Line::ShowSettings => tell(slash::settings(&self.chat.options)),
             Line::Set(key, value) => slash::set(&mut self.chat.options, &key, &value).map_err(anyhow::Error::msg)?,
             Line::Think(think) => self.think = think,
             Line::Save(path) => {
@@ -273,7 +274,7 @@ impl<W: Write> Talk<'_, W> {
         if generation.token_ids.is_empty() {
             return Ok(()); // stopped before it began, and what was read is not known
         }
-        notice(&speeds(&generation));
+        notice(&human::speeds(&generation));
         self.totals.prompt_tokens += generation.prompt_tokens - generation.cached_tokens;
         self.totals.new_tokens += generation.token_ids.len();
         self.totals.last = Some(generation);
@@ -327,10 +328,11 @@ impl<W: Write> Talk<'_, W> {
     fn stats(&self) {
         let (used, context) = self.chat.context_used();
         let Totals { prompt_tokens, new_tokens, last } = &self.totals;
-        eprintln!("turns: {}; context: {used} of {context} tokens", self.chat.turns().len());
-        eprintln!("since the start: {prompt_tokens} prompt tokens computed, {new_tokens} tokens drawn");
+        let turns = self.chat.turns().len();
+        tell(format_args!("turns: {turns}; context: {used} of {context} tokens\n"));
+        tell(format_args!("since the start: {prompt_tokens} prompt tokens computed, {new_tokens} tokens drawn\n"));
         if let Some(last) = last {
-            eprintln!("last reply: {}", speeds(last));
+            tell(format_args!("last reply: {}\n", human::speeds(last)));
         }
     }
 }
@@ -340,30 +342,24 @@ impl<W: Write> Talk<'_, W> {
 fn listen_for_signals(stop: Arc<AtomicBool>, at_prompt: Arc<AtomicBool>) -> anyhow::Result<()> {
     let on_signal = move || {
         stop.store(true, Ordering::Relaxed);
-        thread::sleep(Duration::from_millis(500));
-        if at_prompt.load(Ordering::Relaxed) && stop.load(Ordering::Relaxed) {
-            process::exit(1);
-        }
+        let (stop, at_prompt) = (stop.clone(), at_prompt.clone());
+        // Aside, so that the next signal need not wait.
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(500));
+            if at_prompt.load(Ordering::Relaxed) && stop.load(Ordering::Relaxed) {
+                process::exit(1);
+            }
+        });
     };
     ctrlc::set_handler(on_signal).context("cannot listen for Ctrl-C")
 }
 
 /// Something about the chat, not of it.
 fn notice(text: &str) {
-    eprintln!("{}", text.style(Theme::of(&io::stderr()).dim));
+    tell(format_args!("{}\n", text.style(Theme::of(&io::stderr()).dim)));
 }
 
-fn speeds(generation: &Generation) -> String {
-    let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(" at {r:.0}/s"));
-    let cached = match generation.cached_tokens {
-        0 => String::new(),
-        n => format!(" + {n} kept"),
-    };
-    format!(
-        "{}{cached} prompt tokens{}, {} new tokens{}",
-        generation.prompt_tokens - generation.cached_tokens,
-        rate(generation.prefill_tokens_per_s()),
-        generation.token_ids.len(),
-        rate(generation.decode_tokens_per_s()),
-    )
+/// Nobody reading stderr is no reason to stop.
+fn tell(text: impl fmt::Display) {
+    let _ = write!(io::stderr(), "{text}");
 }

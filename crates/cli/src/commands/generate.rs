@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     args::{ComputeArgs, SamplingArgs},
-    input, source,
+    human, input, source,
 };
 
 /// Continue a prompt, or lists of token ids
@@ -79,7 +79,10 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         return print_json(&generations, out);
     }
     match &tokenizer {
-        Some(_) if stream => writeln!(out)?,
+        Some(_) if stream => {
+            writeln!(out)?;
+            eprintln!("{}", human::speeds(&generations[0]));
+        }
         Some(_) => {
             for (index, generation) in generations.iter().enumerate() {
                 writeln!(out, "--- {index}\n{}", generation.text)?;

@@ -6,7 +6,6 @@ mod generate;
 mod info;
 mod score;
 mod tokenizer;
-#[allow(dead_code)] // until the training loop is there
 mod train;
 
 use std::io;
@@ -20,6 +19,7 @@ pub enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Info(info::Args),
+    Train(train::Args),
     Tokenizer(tokenizer::Args),
     Completions(completions::Args),
 }
@@ -38,6 +38,7 @@ impl Command {
             Self::Generate(args) => generate::run(args, out),
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
+            Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Completions(args) => completions::run(args, out),
         }

@@ -1,41 +1,200 @@
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    io::Write,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, bail};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use jevons_train::{
+    metrics::StepMetrics,
+    recipe::Recipe,
+    run::{self, Event, Summary},
+};
 
 /// Train a model by a recipe
 ///
 /// Ctrl-C saves and leaves; --resume goes on from there, to the same bits as if it had never stopped.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Recipe: model, data, optimizer, schedule, precision, evaluation (TOML)
-    recipe: PathBuf,
+    /// Recipe: model, data, optimizer, schedule, precision, evaluation (TOML); --example prints one with every key
+    #[arg(required_unless_present = "example")]
+    recipe: Option<PathBuf>,
+    /// Print a recipe with every key explained, and leave
+    #[arg(long)]
+    example: bool,
     /// Go on from the last checkpoint of the recipe's run folder
     #[arg(long)]
     resume: bool,
     /// Change a key of the recipe, e.g. --set schedule.steps=100; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Number format of matrix products: f32 or bf16 [default: the recipe's]
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    precision: Option<String>,
     /// CPU threads; changes the time taken, never the result [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let Some(path) = args.recipe.as_ref().filter(|_| !args.example) else {
+        return Ok(write!(out, "{}", Recipe::documented_example())?);
+    };
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+        pool.build_global().context("cannot start the threads")?;
+    }
+    let mut recipe = Recipe::load(path)?;
+    let mut changes = Vec::new();
+    for change in &args.set {
+        let Some(pair) = change.split_once('=') else {
+            bail!("--set {change}: expected KEY=VALUE, for example --set schedule.steps=100");
+        };
+        changes.push(pair);
+    }
+    changes.extend(args.precision.as_deref().map(|p| ("precision", p)));
+    recipe.apply_overrides(&changes)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130); // asked twice: leave at once, what was saved stays whole
+        }
+    })
+    .context("cannot watch for Ctrl-C")?;
+    let mut view = View::default();
+    let summary = run::run(&recipe, args.resume, &stop, &mut |event| view.show(event));
+    view.finish();
+    report(&summary?, args, path, out)
+}
+
+fn report(s: &Summary, args: &Args, recipe: &std::path::Path, out: &mut impl Write) -> anyhow::Result<()> {
+    if args.json {
+        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(s)?)?);
+    }
+    if s.interrupted {
+        writeln!(
+            out,
+            "stopped and saved after step {}; go on with: jevons train {} --resume",
+            s.step,
+            recipe.display()
+        )?;
+    } else {
+        writeln!(out, "{} steps done", s.step)?;
+    }
+    if let Some(loss) = s.loss {
+        writeln!(out, "last training loss {loss:.4} nats per token")?;
+    }
+    if let Some(loss) = s.heldout_loss {
+        let bits = s.heldout_bits_per_byte.map_or(String::new(), |b| format!(", {b:.4} bits per byte"));
+        writeln!(out, "held-out loss {loss:.4} nats per token{bits}")?;
+    }
+    writeln!(out, "{} tokens seen, {:.0} tokens/s", s.tokens, s.tokens_per_s)?;
+    if let Some(peak) = s.peak_rss_bytes {
+        let estimate = HumanBytes(s.estimated_peak_bytes);
+        writeln!(out, "peak memory {} (training was estimated at {estimate})", HumanBytes(peak))?;
+    }
+    let model = s.folder.join("model");
+    Ok(writeln!(out, "model: {0}\nchat with it: jevons chat {0}", model.display())?)
+}
+
+/// Progress on stderr.
+#[derive(Default)]
+struct View {
+    tokens: Option<ProgressBar>,
+    bar: Option<Bar>,
+    held_out: Option<f64>,
+}
+
+impl View {
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Notice(text) => self.note(&text),
+            Event::Tokens(p) => {
+                let bar = self.tokens.get_or_insert_with(|| {
+                    let style = ProgressStyle::with_template("making tokens {wide_bar} {percent} %, {eta} left");
+                    ProgressBar::new(p.total).with_style(style.expect("the template is well-formed"))
+                });
+                bar.set_length(p.total);
+                bar.set_position(p.done);
+            }
+            Event::Memory { estimate, available } => {
+                for (name, bytes) in estimate.rows() {
+                    eprintln!("{name:>12} {}", HumanBytes(bytes as u64));
+                }
+                let free = available.map_or(String::new(), |a| format!(" of {} free", HumanBytes(a)));
+                eprintln!("{:>12} {}{free}", "peak", HumanBytes(estimate.total() as u64));
+            }
+            Event::Start { step, steps, parameters, active, trained } => {
+                if let Some(bar) = self.tokens.take() {
+                    bar.finish_and_clear();
+                }
+                let millions = |n: u64| n as f64 / 1e6;
+                eprintln!(
+                    "{:.2} M parameters, {:.2} M active per token, {:.2} M trained; steps {step} to {steps}",
+                    millions(parameters),
+                    millions(active),
+                    millions(trained)
+                );
+                self.bar = Some(Bar::new(steps, step));
+            }
+            Event::Step(step) => {
+                if let Some(bar) = &self.bar {
+                    bar.step(&Step::of(step, self.held_out));
+                }
+            }
+            Event::Heldout { step, loss, bits_per_byte } => {
+                self.held_out = Some(loss);
+                let bits = bits_per_byte.map_or(String::new(), |b| format!(", {b:.4} bits per byte"));
+                self.note(&format!("after step {step}: held-out loss {loss:.4} nats per token{bits}"));
+            }
+            Event::Saved { step } => self.note(&format!("after step {step}: saved")),
+        }
+    }
+
+    fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.note(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish();
+        }
+    }
 }
 
 /// What the bar tells about one optimizer step.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Step {
+struct Step {
     /// Steps done, this one included.
-    pub step: u64,
+    step: u64,
     /// Mean loss of the step, in nats per token.
-    pub loss: f64,
+    loss: f64,
     /// Learning rate of the step.
-    pub lr: f64,
+    lr: f64,
     /// Training tokens per second.
-    pub tokens_per_s: f64,
+    tokens_per_s: f64,
     /// Last held-out loss, in nats per token, if one was taken.
-    pub held_out: Option<f64>,
+    held_out: Option<f64>,
 }
 
 impl Step {
+    fn of(m: &StepMetrics, held_out: Option<f64>) -> Self {
+        Self { step: m.step + 1, loss: m.loss, lr: m.lr, tokens_per_s: m.tokens_per_s, held_out }
+    }
+
     fn text(&self) -> String {
         let mut text = format!("loss {:.4}, lr {:.2e}, {:.0} tokens/s", self.loss, self.lr, self.tokens_per_s);
         if let Some(loss) = self.held_out {
@@ -47,7 +206,7 @@ impl Step {
 
 /// The bar of a run: time left, step, loss, learning rate, speed. Where stderr is not a terminal, a line every
 /// [`Bar::LINE_EVERY`] steps instead.
-pub struct Bar {
+struct Bar {
     bar: ProgressBar,
     steps: u64,
 }
@@ -56,7 +215,7 @@ impl Bar {
     const LINE_EVERY: u64 = 10;
 
     /// Of a run of `steps` that starts after `done` of them.
-    pub fn new(steps: u64, done: u64) -> Self {
+    fn new(steps: u64, done: u64) -> Self {
         let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {eta} left, {msg}");
         let bar = ProgressBar::new(steps).with_style(style.expect("the template is well-formed")).with_position(done);
         bar.reset_eta(); // steps of an earlier session took no time of this one
@@ -64,7 +223,7 @@ impl Bar {
     }
 
     /// After each step.
-    pub fn step(&self, step: &Step) {
+    fn step(&self, step: &Step) {
         self.bar.set_message(step.text());
         self.bar.set_position(step.step);
         if self.bar.is_hidden() && (step.step.is_multiple_of(Self::LINE_EVERY) || step.step == self.steps) {
@@ -73,7 +232,7 @@ impl Bar {
     }
 
     /// A line above the bar, such as a warning or a saved checkpoint.
-    pub fn note(&self, text: &str) {
+    fn note(&self, text: &str) {
         if self.bar.is_hidden() {
             eprintln!("{text}");
         } else {
@@ -82,7 +241,7 @@ impl Bar {
     }
 
     /// Leaves the last state on the screen.
-    pub fn finish(self) {
+    fn finish(self) {
         self.bar.abandon();
     }
 }

@@ -332,6 +332,7 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
 
 /// A tile of `MR` rows and `NV` panels: the definition of [`reference()`], 16 columns at a time.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices keep the two products of a row side by side
 unsafe fn tile<L: Lanes, E: Packable, const MR: usize, const NV: usize>(
     pairs: usize,
     mut a: *const f32,

@@ -131,3 +131,22 @@ impl ChatFormat {
         }
     }
 }
+
+/// A question and a reply with its thinking, as generators make them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// What the user says.
+    pub question: String,
+    /// What the model thinks: lines without a line break at the end.
+    pub thinking: String,
+    /// What the model answers.
+    pub answer: String,
+}
+
+impl Exchange {
+    /// In DeepSeek-R1's form: `<think>\n…\n</think>\n\n…`.
+    pub fn turns(&self) -> [(Role, String); 2] {
+        let reply = format!("<think>\n{}\n</think>\n\n{}", self.thinking, self.answer);
+        [(Role::User, self.question.clone()), (Role::Assistant, reply)]
+    }
+}

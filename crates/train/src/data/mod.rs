@@ -15,7 +15,7 @@ mod token_file;
 mod unpack;
 
 pub use batches::{Batcher, PackingSettings, Split};
-pub use document::{ChatFormat, Document, Role, Segment};
+pub use document::{ChatFormat, Document, Exchange, Role, Segment};
 pub use error::DataError;
 pub use source::{OpenSource, Origin};
 pub use tensor::TokenTensor;

@@ -60,13 +60,13 @@ impl TokenTensor {
         }
         let tensor = Self { path: path.into(), map, start, shape };
         let range = 0..vocab_size as i64;
-        match tensor.ids(0..found_steps * b * s1).enumerate().find(|(_, id)| !range.contains(id)) {
-            Some((i, id)) => {
-                let (step, row, column) = (i / (b * s1), i / s1 % b, i % s1);
-                Err(bad(format!("token id {id} at [{step}, {row}, {column}]; the model's vocabulary has {vocab_size}")))
-            }
-            None => Ok(tensor),
+        let wrong = tensor.ids(0..found_steps * b * s1).position(|id| !range.contains(&id));
+        if let Some(i) = wrong {
+            let id = tensor.ids(i..i + 1).next().expect("one id");
+            let (step, row, column) = (i / (b * s1), i / s1 % b, i % s1);
+            return Err(bad(format!("token id {id} at [{step}, {row}, {column}]; the model's vocabulary has {vocab_size}")));
         }
+        Ok(tensor)
     }
 
     /// Steps of tokens.

@@ -309,7 +309,9 @@ impl Building<'_> {
             }
             self.out.write(&raw)?;
             self.documents += 1;
-            [self.tokens, hash, bytes].map(|n| self.entries.extend_from_slice(&n.to_le_bytes()));
+            for n in [self.tokens, hash, bytes] {
+                self.entries.extend_from_slice(&n.to_le_bytes());
+            }
         }
         Ok(())
     }
