@@ -28,7 +28,9 @@ fn main() {
     for isa in Isa::available().into_iter().skip(1) {
         let ops = Ops::with_isa(isa);
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            for (t, n, k) in [(4096, 384, 384), (1024, 192, 384), (1024, 1024, 1024), (512, 8960, 1536), (1, 1536, 1536)] {
+            for (t, n, k) in
+                [(4096, 384, 384), (1024, 192, 384), (1024, 1024, 1024), (512, 8960, 1536), (1, 1536, 1536)]
+            {
                 let (x, dy) = (tensor(dtype, t, k), tensor(Dtype::F32, t, n));
                 let w = Matrix::from_f32(dtype, tensor(Dtype::F32, n, k).f32(), n, k);
                 let rate = |s: f64| 2.0 * (t * n * k) as f64 / s / 1e9;

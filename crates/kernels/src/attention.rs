@@ -308,7 +308,8 @@ fn tile_forward<E: Packable>(
                 let seen = (position + r + 1).saturating_sub(block * BLOCK).min(BLOCK);
                 alpha[r] = softmax_step(isa, &mut s[r * BLOCK..][..BLOCK], seen, scale, &mut part.0[r], &mut part.1[r]);
             }
-            let view = Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
+            let view =
+                Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
             view.pack(isa, 0, rows, 0, BLOCK, &mut p_strips);
             let right = Right { data: kv.values(block, group), panel_stride: BLOCK / 2 * PAIR };
             tiles(isa, rows, width / PANEL, BLOCK / 2, &p_strips, &right, &mut pv, width, false);
@@ -483,8 +484,7 @@ fn group_backward(
                 let (q, d) = (rows_of(saved.q, head, dk, b, false), rows_of(d_o, head, dv, b, round));
                 let exact = rows_of(d_o, head, dv, b, false);
                 let o = rows_of(saved.o, head, dv, b, false);
-                let dots: Vec<f32> =
-                    (0..n).map(|r| sum16(dv, |i| exact[r * dv + i] * o[r * dv + i])).collect();
+                let dots: Vec<f32> = (0..n).map(|r| sum16(dv, |i| exact[r * dv + i] * o[r * dv + i])).collect();
                 let left = |x: &[f32], d| {
                     strips(isa, &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false }, n, d)
                 };
@@ -514,7 +514,15 @@ fn group_backward(
                     let token = first + i * BLOCK + r;
                     let seen = if i == j { (r + 1).min(nj) } else { nj };
                     let lse = saved.lse[token * heads + head];
-                    score_grad(isa, &mut s[r * width..][..width], &mut dp[r * width..][..width], seen, scale, lse, dots[r]);
+                    score_grad(
+                        isa,
+                        &mut s[r * width..][..width],
+                        &mut dp[r * width..][..width],
+                        seen,
+                        scale,
+                        lse,
+                        dots[r],
+                    );
                 }
                 let left = |x: &[f32], rows: usize, depth: usize, transposed: bool| {
                     let (row_stride, col_stride) = if transposed { (1, width) } else { (width, 1) };

@@ -143,13 +143,7 @@ impl Ops {
     }
 
     /// `dw[e] += dyᵀ·x` over the rows of `e`; shapes as in [`Ops::grouped_matmul`]; `None` skips a frozen weight.
-    pub fn grouped_matmul_weight_grad(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        offsets: &[usize],
-        dw: Vec<Option<&mut [f32]>>,
-    ) {
+    pub fn grouped_matmul_weight_grad(&self, dy: &Tensor, x: &Tensor, offsets: &[usize], dw: Vec<Option<&mut [f32]>>) {
         let (n, k) = (dy.cols, x.cols);
         assert!(dy.rows == x.rows && offsets[dw.len()] == x.rows && offsets.len() == dw.len() + 1);
         let round = x.dtype() == Dtype::Bf16;

@@ -40,7 +40,9 @@ impl Angles {
         let width = inv_freq.len();
         let (mut cos, mut sin) = (vec![0.0; positions.len() * width], vec![0.0; positions.len() * width]);
         for (t, p) in positions.iter().enumerate() {
-            if t > 0 && let Some(same) = repeated(positions, t) {
+            if t > 0
+                && let Some(same) = repeated(positions, t)
+            {
                 cos.copy_within(same * width..(same + 1) * width, t * width);
                 sin.copy_within(same * width..(same + 1) * width, t * width);
                 continue;

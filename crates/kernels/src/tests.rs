@@ -168,9 +168,8 @@ fn naive_attention(s: HeadShape, q: &Tensor, k: &Tensor, v: &Tensor) -> Vec<f64>
             let g = h / (s.heads / s.kv_heads);
             let scores: Vec<f64> = (0..=t)
                 .map(|j| {
-                    let dot: f64 = (0..s.dk)
-                        .map(|d| f64::from(q.get(t, h * s.dk + d)) * f64::from(k.get(j, g * s.dk + d)))
-                        .sum();
+                    let dot: f64 =
+                        (0..s.dk).map(|d| f64::from(q.get(t, h * s.dk + d)) * f64::from(k.get(j, g * s.dk + d))).sum();
                     libm::exp(dot * f64::from(s.scale))
                 })
                 .collect();

@@ -38,8 +38,7 @@ impl Gate {
         balance: &Balance<'_>,
         dx: &mut Tensor,
     ) -> f32 {
-        let (dlogits, loss) =
-            ops.route_grad(routing, self.shape, dw, balance.alpha, balance.cu_seqlens, balance.share);
+        let (dlogits, loss) = ops.route_grad(routing, self.shape, dw, balance.alpha, balance.cu_seqlens, balance.share);
         self.linear.backward(ops, w, grads, x, &dlogits, dx);
         loss
     }

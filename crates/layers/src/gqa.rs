@@ -88,4 +88,3 @@ impl Saved {
         [&self.q, &self.k, &self.v, &self.o].iter().map(|t| t.bytes()).sum::<usize>() + self.lse.len() * 4
     }
 }
-

@@ -57,4 +57,3 @@ impl Saved {
         self.g.bytes() + self.u.bytes()
     }
 }
-

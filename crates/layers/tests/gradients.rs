@@ -5,8 +5,8 @@
 
 use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Tensor};
 use jevons_layers::{
-    Attention, Balance, Batch, Block, Ffn, Gate, Gqa, Grads, IGNORE, Keep, Linear, Mla, Moe, Param, ParamId, Query, RmsNorm,
-    SwiGlu, Weights, head_loss,
+    Attention, Balance, Batch, Block, Ffn, Gate, Gqa, Grads, IGNORE, Keep, Linear, Mla, Moe, Param, ParamId, Query,
+    RmsNorm, SwiGlu, Weights, head_loss,
 };
 
 const H: f32 = 4e-3;
@@ -189,11 +189,18 @@ fn grouped_query_attention_with_either_rope() {
         let run = |w: &Weights, x: &Tensor| {
             a.forward(&ops, w, x, &batch, &mut caches(a.shape).iter_mut().collect::<Vec<_>>())
         };
-        check(&p, 11, 10, 2e-3, |w, x| run(w, x).0, |w, g, x, dy| {
-            let mut dx = zeros(x);
-            a.backward(&ops, w, g, x, &batch, &run(w, x).1, dy, &mut dx);
-            dx
-        });
+        check(
+            &p,
+            11,
+            10,
+            2e-3,
+            |w, x| run(w, x).0,
+            |w, g, x, dy| {
+                let mut dx = zeros(x);
+                a.backward(&ops, w, g, x, &batch, &run(w, x).1, dy, &mut dx);
+                dx
+            },
+        );
     }
 }
 
@@ -229,15 +236,22 @@ fn latent_attention_with_and_without_a_latent_query_and_with_dropped_up_projecti
         let run = |w: &Weights, x: &Tensor| {
             a.forward(&ops, w, x, &batch, &mut caches(a.shape()).iter_mut().collect::<Vec<_>>())
         };
-        check(&p, 11, 10, 2e-3, |w, x| run(w, x).0, |w, g, x, dy| {
-            let mut dx = zeros(x);
-            let mut saved = run(w, x).1;
-            if forget {
-                saved.forget_up();
-            }
-            a.backward(&ops, w, g, x, &batch, &saved, dy, &mut dx);
-            dx
-        });
+        check(
+            &p,
+            11,
+            10,
+            2e-3,
+            |w, x| run(w, x).0,
+            |w, g, x, dy| {
+                let mut dx = zeros(x);
+                let mut saved = run(w, x).1;
+                if forget {
+                    saved.forget_up();
+                }
+                a.backward(&ops, w, g, x, &batch, &saved, dy, &mut dx);
+                dx
+            },
+        );
     }
 }
 
@@ -269,12 +283,19 @@ fn mixture_of_experts_with_and_without_normalised_weights() {
             m.forward(&ops, &p.weights(h), &Tensor::from_f32(x, 9)).1.routing.experts
         };
         assert_eq!(choice(H), choice(-H));
-        check(&p, 11, 9, 2e-3, |w, x| m.forward(&ops, w, x).0, |w, g, x, dy| {
-            let mut dx = zeros(x);
-            m.backward(&ops, w, g, x, &m.forward(&ops, w, x).1, dy, &NO_BALANCE, &mut dx);
-            // The bias takes no gradient, and its direction must not count.
-            dx
-        });
+        check(
+            &p,
+            11,
+            9,
+            2e-3,
+            |w, x| m.forward(&ops, w, x).0,
+            |w, g, x, dy| {
+                let mut dx = zeros(x);
+                m.backward(&ops, w, g, x, &m.forward(&ops, w, x).1, dy, &NO_BALANCE, &mut dx);
+                // The bias takes no gradient, and its direction must not count.
+                dx
+            },
+        );
     }
 }
 
@@ -356,7 +377,11 @@ fn a_block_whatever_it_keeps() {
             let mut p = Params::default();
             let block = Block {
                 attention_norm: p.norm(9),
-                attention: if dense { Attention::Gqa(gqa(&mut p, 9, false)) } else { Attention::Mla(mla(&mut p, 9, true, true)) },
+                attention: if dense {
+                    Attention::Gqa(gqa(&mut p, 9, false))
+                } else {
+                    Attention::Mla(mla(&mut p, 9, true, true))
+                },
                 ffn_norm: p.norm(9),
                 ffn: if dense { Ffn::Dense(p.swiglu(9, 12)) } else { Ffn::Moe(moe(&mut p, 9, true)) },
             };
@@ -365,15 +390,22 @@ fn a_block_whatever_it_keeps() {
                 let mut kv = caches(block.head_shape());
                 block.forward(&ops, w, x.clone(), &batch, &mut kv.iter_mut().collect::<Vec<_>>(), keep)
             };
-            check(&p, 11, 9, 4e-3, |w, x| run(w, x, keep).0, |w, g, x, dy| {
-                let mut dh = dy.clone();
-                block.backward(&ops, w, g, &batch, run(w, x, keep).1, &mut dh, &NO_BALANCE);
-                // All ways of keeping give the same bits.
-                let (mut all, mut same) = (p.grads(), dy.clone());
-                block.backward(&ops, w, &mut all, &batch, run(w, x, Keep::All).1, &mut same, &NO_BALANCE);
-                assert!(&all == g && same == dh);
-                dh
-            });
+            check(
+                &p,
+                11,
+                9,
+                4e-3,
+                |w, x| run(w, x, keep).0,
+                |w, g, x, dy| {
+                    let mut dh = dy.clone();
+                    block.backward(&ops, w, g, &batch, run(w, x, keep).1, &mut dh, &NO_BALANCE);
+                    // All ways of keeping give the same bits.
+                    let (mut all, mut same) = (p.grads(), dy.clone());
+                    block.backward(&ops, w, &mut all, &batch, run(w, x, Keep::All).1, &mut same, &NO_BALANCE);
+                    assert!(&all == g && same == dh);
+                    dh
+                },
+            );
         }
     }
 }

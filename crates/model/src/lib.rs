@@ -5,6 +5,4 @@ pub mod config;
 mod model;
 
 pub use config::Config;
-pub use model::{
-    Extend, KvCache, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision,
-};
+pub use model::{Extend, KvCache, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision};

@@ -167,7 +167,11 @@ impl Model {
         Self::from_checkpoint(Config::from_json(config)?, &Checkpoint::from_bytes(weights)?, precision)
     }
 
-    fn from_checkpoint(config: Config, file: &Checkpoint<'_>, precision: Option<Precision>) -> Result<Self, ModelError> {
+    fn from_checkpoint(
+        config: Config,
+        file: &Checkpoint<'_>,
+        precision: Option<Precision>,
+    ) -> Result<Self, ModelError> {
         let stored = || if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
         Self::new(config, precision.unwrap_or_else(stored), |spec| file.read_f32(&spec.name, &spec.shape))
     }
@@ -186,10 +190,10 @@ impl Model {
     {
         let ops = Ops::new().map_err(ModelError::Isa)?;
         let specs = config.tensors();
-        let params =
-            specs.par_iter().map(|s| Ok(param(precision, s, &read(s)?))).collect::<Result<Vec<_>, E>>()?;
+        let params = specs.par_iter().map(|s| Ok(param(precision, s, &read(s)?))).collect::<Result<Vec<_>, E>>()?;
         let weights = Weights::new(precision.dtype(), params);
-        let ids: HashMap<&str, ParamId> = specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
+        let ids: HashMap<&str, ParamId> =
+            specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
         let names = Names { ids: &ids, config: &config };
         let blocks = (0..config.num_hidden_layers).map(|i| names.block(i)).collect();
         let embedding = ids["model.embed_tokens.weight"];
@@ -366,8 +370,7 @@ impl Model {
         let loss = layers::head_loss(ops, w, grads, self.head, &x, batch.targets, options.scale);
         let mut dh = Tensor::zeros(Dtype::F32, h.rows, h.cols);
         self.norm.backward(ops, w, grads, &h, &rrms, &loss.dx, &mut dh);
-        let balance =
-            Balance { alpha: options.balance_alpha, cu_seqlens: &rows.cu_seqlens, share: options.share };
+        let balance = Balance { alpha: options.balance_alpha, cu_seqlens: &rows.cu_seqlens, share: options.share };
         let mut balance_loss = 0.0;
         for (block, saved) in self.blocks.iter().zip(saved).rev() {
             balance_loss += block.backward(ops, w, grads, &rows, saved, &mut dh, &balance);
@@ -435,7 +438,12 @@ impl Names<'_> {
         let scale = c.softmax_scale() as f32;
         match c.attention {
             config::Attention::Mla {
-                q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, ..
+                q_lora_rank,
+                kv_lora_rank,
+                qk_nope_head_dim,
+                qk_rope_head_dim,
+                v_head_dim,
+                ..
             } => Attention::Mla(Mla {
                 query: match q_lora_rank {
                     None => Query::Direct(part("q_proj")),
@@ -477,9 +485,7 @@ impl Names<'_> {
 
     fn moe(&self, name: &str, moe: &config::Moe) -> Moe {
         let experts = |part: &str| -> Vec<ParamId> {
-            (0..moe.n_routed_experts)
-                .map(|e| self.ids[format!("{name}.experts.{e}.{part}.weight").as_str()])
-                .collect()
+            (0..moe.n_routed_experts).map(|e| self.ids[format!("{name}.experts.{e}.{part}.weight").as_str()]).collect()
         };
         Moe {
             gate: Gate {

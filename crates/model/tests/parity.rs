@@ -28,8 +28,7 @@ fn cases() -> Vec<PathBuf> {
 const ROUNDED_FREQUENCIES: [&str; 3] = ["deepseek-v3", "qwen2", "deepseek-v3-groups-yarn"];
 
 fn load(case: &Path, precision: Precision) -> Model {
-    let mut config: serde_json::Value =
-        serde_json::from_slice(&fs::read(case.join("config.json")).unwrap()).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(case.join("config.json")).unwrap()).unwrap();
     if ROUNDED_FREQUENCIES.iter().any(|name| case.ends_with(name)) {
         config["rope_inv_freq_dtype"] = "bfloat16".into();
     }
@@ -60,10 +59,8 @@ fn reference(case: &Path) -> Reference {
     let bytes = fs::read(case.join("reference.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let get = |name: &str| file.tensor(name).unwrap();
-    let grads = file
-        .iter()
-        .filter_map(|(name, t)| Some((name.strip_prefix("grad.")?.to_owned(), floats(t.data()))))
-        .collect();
+    let grads =
+        file.iter().filter_map(|(name, t)| Some((name.strip_prefix("grad.")?.to_owned(), floats(t.data())))).collect();
     Reference {
         ids: rows(get("input_ids")),
         logits: floats(get("logits").data()),
@@ -151,7 +148,8 @@ fn pass(model: &Model, ids: &[Vec<u32>], keep: Keep) -> (Vec<(String, Vec<f32>)>
     let options = PassOptions { keep, scale: 1.0 / count as f32, balance_alpha: 0.0, share: 1.0 };
     let batch = MicroBatch { tokens: &tokens, targets: &targets, lengths: &lengths };
     let out = model.forward_backward(&mut grads, &batch, &options).unwrap();
-    let grads = model.specs().iter().enumerate().map(|(i, s)| (s.name.clone(), grads.get(ParamId(i)).unwrap().to_vec()));
+    let grads =
+        model.specs().iter().enumerate().map(|(i, s)| (s.name.clone(), grads.get(ParamId(i)).unwrap().to_vec()));
     (grads.collect(), -out.logprobs.iter().map(|x| f64::from(*x)).sum::<f64>() / count as f64)
 }
 
@@ -185,7 +183,11 @@ fn gradients_have_the_same_bits_whatever_is_kept_and_on_any_number_of_threads() 
         for precision in [Precision::F32, Precision::Bf16] {
             let model = load(&case, precision);
             let on = |threads, keep| {
-                rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| pass(&model, &ids, keep))
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap()
+                    .install(|| pass(&model, &ids, keep))
             };
             let want = on(1, Keep::All);
             for (threads, keep) in [(2, Keep::All), (3, Keep::ButUp), (2, Keep::Input)] {

@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 
 use tokenizers::{
-    AddedToken, Model, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Inner,
+    AddedToken, Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper,
+    SplitDelimiterBehavior, Tokenizer as Inner,
     models::bpe::{BPE, BpeTrainer},
     pre_tokenizers::{
         byte_level::ByteLevel,
         sequence::Sequence,
         split::{Split, SplitPattern},
     },
-    OffsetReferential, OffsetType,
 };
 
 use crate::tokenizer::{Tokenizer, TokenizerError};

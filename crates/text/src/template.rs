@@ -154,9 +154,7 @@ impl ChatTemplate {
                 .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;
             Ok(Value::from_safe_string(python_json(&json)))
         });
-        environment
-            .add_template_owned("chat", source.to_owned())
-            .map_err(|e| TemplateError::Compile(describe(&e)))?;
+        environment.add_template_owned("chat", source.to_owned()).map_err(|e| TemplateError::Compile(describe(&e)))?;
         Ok(Self { environment, bos_token, eos_token })
     }
 
@@ -261,7 +259,17 @@ fn python_json(value: &serde_json::Value) -> String {
 /// The formats that published templates use, in UTC.
 fn strftime(now: SystemTime, format: &str) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -348,7 +356,9 @@ mod tests {
 
     #[test]
     fn refusals_and_mistakes_are_told_apart() {
-        assert!(matches!(chat("{{ raise_exception('no system text') }}"), Err(TemplateError::Refused(w)) if w == "no system text"));
+        assert!(
+            matches!(chat("{{ raise_exception('no system text') }}"), Err(TemplateError::Refused(w)) if w == "no system text")
+        );
         assert!(matches!(chat("{% if %}"), Err(TemplateError::Compile(_))));
         assert!(matches!(chat("{{ 1 / 0 }}"), Err(TemplateError::Run(_))));
         assert!(matches!(ChatTemplate::from_config("[").unwrap_err(), TemplateError::Config { .. }));
@@ -360,7 +370,8 @@ mod tests {
         assert_eq!(chat("{{ messages[1].content.strip().upper() }}").unwrap(), "HI");
         assert_eq!(chat("{{ {'a': [1, 'é']} | tojson }}").unwrap(), r#"{"a": [1, "é"]}"#);
         assert_eq!(chat("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}").unwrap(), "a1");
-        let token = ChatTemplate::from_config(r#"{"bos_token": {"content": "<s>"}, "chat_template": "{{ bos_token }}"}"#);
+        let token =
+            ChatTemplate::from_config(r#"{"bos_token": {"content": "<s>"}, "chat_template": "{{ bos_token }}"}"#);
         assert_eq!(token.unwrap().unwrap().render(&[], &RenderOptions::default()).unwrap(), "<s>");
     }
 

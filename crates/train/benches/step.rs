@@ -7,8 +7,8 @@ use jevons_kernels::Dtype;
 use jevons_layers::Keep;
 use jevons_model::{Config, Extend, Model, ModelError, Precision};
 use jevons_train::{
-    optimizer::{Optimizer, OptimizerSettings},
     data::Row,
+    optimizer::{Optimizer, OptimizerSettings},
     trainer::{StepSettings, Trainer},
 };
 
@@ -46,10 +46,9 @@ fn main() {
     let (b, s) = (8, 512);
     let ids = |seed| noise(seed, s + 1, 2048.0).iter().map(|x| (x + 2048.0) as u32 % 4096).collect::<Vec<_>>();
     for precision in [Precision::Bf16, Precision::F32] {
-        let model = Model::new(config.clone(), precision, |t| {
-            Ok::<_, ModelError>(values(&t.name, t.shape.iter().product()))
-        })
-        .expect("the miniature");
+        let model =
+            Model::new(config.clone(), precision, |t| Ok::<_, ModelError>(values(&t.name, t.shape.iter().product())))
+                .expect("the miniature");
         let prompt = ids(99);
         let prefill = median(
             (0..5)
@@ -72,9 +71,10 @@ fn main() {
                 .collect(),
         );
         println!("{precision:?}: prefill 512 {:.0} tokens/s, decode after 512 {:.0}", s as f64 / prefill, 1.0 / decode);
-        let masters = model.specs().iter().map(|t| {
-            (!t.name.ends_with("e_score_correction_bias")).then(|| values(&t.name, t.shape.iter().product()))
-        });
+        let masters = model
+            .specs()
+            .iter()
+            .map(|t| (!t.name.ends_with("e_score_correction_bias")).then(|| values(&t.name, t.shape.iter().product())));
         let optimizer = Optimizer::new(masters.collect(), Dtype::F32);
         let settings = StepSettings {
             optimizer: OptimizerSettings {

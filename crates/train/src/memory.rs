@@ -39,16 +39,18 @@ pub struct Estimate {
     pub activations: usize,
     /// The largest working set of one layer or of the output head.
     pub working: usize,
+    /// What the process held before: program, tokenizer.
+    pub process: usize,
 }
 
 impl Estimate {
     /// Everything together.
     pub fn total(&self) -> usize {
-        self.weights + self.masters + self.gradients + self.moments + self.activations + self.working
+        self.weights + self.masters + self.gradients + self.moments + self.activations + self.working + self.process
     }
 
     /// Name and bytes of each class.
-    pub fn rows(&self) -> [(&'static str, usize); 6] {
+    pub fn rows(&self) -> [(&'static str, usize); 7] {
         [
             ("weights", self.weights),
             ("masters", self.masters),
@@ -56,6 +58,7 @@ impl Estimate {
             ("moments", self.moments),
             ("activations", self.activations),
             ("working set", self.working),
+            ("process", self.process),
         ]
     }
 }
@@ -67,10 +70,13 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
     let a = s.dtype.size();
     let per_layer: Vec<Layer> = (0..config.num_hidden_layers).map(|i| layer(config, i, tokens, s)).collect();
     let d = config.hidden_size;
-    let activations: usize = per_layer.iter().map(|l| if s.keep == Keep::Input { tokens * d * 4 } else { l.saved }).sum::<usize>() + tokens * d * 4;
+    let activations: usize =
+        per_layer.iter().map(|l| if s.keep == Keep::Input { tokens * d * 4 } else { l.saved }).sum::<usize>()
+            + tokens * d * 4;
     let block = jevons_layers::head_tokens_per_block(config.vocab_size).min(tokens);
     let head = block * config.vocab_size * 4 + config.vocab_size * d * a + 2 * tokens * d * 4 + tokens * d * a;
-    let inner = per_layer.iter().map(|l| l.working + if s.keep == Keep::Input { l.saved } else { 0 }).max().unwrap_or(0);
+    let inner =
+        per_layer.iter().map(|l| l.working + if s.keep == Keep::Input { l.saved } else { 0 }).max().unwrap_or(0);
     // A binary tree over n micro-batches holds one partial sum per level that is under way.
     let buffers = if s.micro_batches > 1 { s.micro_batches.ilog2() as usize + 2 } else { 1 };
     Estimate {
@@ -80,6 +86,7 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
         moments: trained * 2 * s.moments.size(),
         activations,
         working: head.max(inner) + tokens * d * 8,
+        process: jevons_sys::peak_rss_bytes().unwrap_or(0) as usize,
     }
 }
 
@@ -92,7 +99,14 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
     let a = s.dtype.size();
     let (d, h) = (c.hidden_size, c.num_attention_heads);
     let (attention, attention_working) = match c.attention {
-        Attention::Mla { q_lora_rank, kv_lora_rank: r, qk_nope_head_dim: dn, qk_rope_head_dim: dr, v_head_dim: dv, .. } => {
+        Attention::Mla {
+            q_lora_rank,
+            kv_lora_rank: r,
+            qk_nope_head_dim: dn,
+            qk_rope_head_dim: dr,
+            v_head_dim: dv,
+            ..
+        } => {
             let (dk, rq) = (dn + dr, q_lora_rank.unwrap_or(0));
             let raw = a * (rq + r + dr + h * dv) + 4 * h;
             let up = if rq > 0 { a * rq + 4 } else { 0 } + a * 2 * r + 4 + a * h * (2 * dk + dv);
@@ -109,7 +123,10 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
             let (k, f) = (m.num_experts_per_tok, m.moe_intermediate_size);
             let shared = swiglu(m.n_shared_experts * f);
             let routing = 4 * (4 * k + m.n_routed_experts);
-            (a * 2 * k * f + routing + shared.0, k * (d * (4 + a) + f * (4 * 3 + a)) + shared.1 + 4 * m.n_routed_experts)
+            (
+                a * 2 * k * f + routing + shared.0,
+                k * (d * (4 + a) + f * (4 * 3 + a)) + shared.1 + 4 * m.n_routed_experts,
+            )
         }
         _ => swiglu(c.intermediate_size),
     };

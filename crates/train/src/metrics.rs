@@ -159,7 +159,11 @@ impl MetricsFile {
         // The text itself is kept: numbers that are read and written again could change.
         let kept: Vec<&[u8]> = match steps {
             0 => Vec::new(),
-            _ => parse(&path, &old)?.into_iter().filter(|(line, _)| line.is_before(steps)).map(|(_, text)| text).collect(),
+            _ => parse(&path, &old)?
+                .into_iter()
+                .filter(|(line, _)| line.is_before(steps))
+                .map(|(_, text)| text)
+                .collect(),
         };
         jevons_sys::atomic::write(&path, &kept.concat()).map_err(write)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(write)?;
@@ -185,9 +189,7 @@ impl MetricsFile {
     fn line(&mut self, line: &impl Serialize) -> Result<(), MetricsError> {
         // One write of the whole line, unbuffered: another process sees it at once, and whole.
         let text = to_json(line) + "\n";
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(|source| MetricsError::Write { path: self.path.clone(), source })
+        self.file.write_all(text.as_bytes()).map_err(|source| MetricsError::Write { path: self.path.clone(), source })
     }
 }
 

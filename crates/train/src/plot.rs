@@ -67,6 +67,7 @@ pub fn loss(lines: &[Line]) -> Option<String> {
             .caption("Loss", font(20).style(FontStyle::Bold).color(&INK))
             .margin(14)
             .margin_bottom(4)
+            .margin_right(28)
             .x_label_area_size(24)
             .y_label_area_size(70)
             .build_cartesian_2d(span.clone(), losses)
@@ -84,7 +85,7 @@ pub fn loss(lines: &[Line]) -> Option<String> {
         }
         let heldout: Vec<(f64, f64)> = heldout.iter().map(|h| (h.step as f64, h.heldout_loss)).collect();
         if let Some((_, at_end)) = heldout.last() {
-            let label = format!("held-out, {at_end:.3} at the end");
+            let label = format!("held-out, the last {at_end:.3}");
             chart.draw_series(LineSeries::new(heldout.clone(), HELDOUT.stroke_width(1))).expect(STRING);
             chart
                 .draw_series(heldout.iter().map(|p| dot(p, HELDOUT)))
@@ -108,11 +109,12 @@ pub fn loss(lines: &[Line]) -> Option<String> {
             .caption("Learning rate", font(16).style(FontStyle::Bold).color(&INK))
             .margin(14)
             .margin_top(0)
+            .margin_right(28)
             .x_label_area_size(44)
             .y_label_area_size(70)
             .build_cartesian_2d(span, 0.0..highest * 1.08)
             .expect(STRING);
-        mesh(&mut chart, "per step", Some("steps"), &|y| if *y == 0.0 { "0".into() } else { format!("{y:.1e}") });
+        mesh(&mut chart, "", Some("steps"), &|y| if *y == 0.0 { "0".into() } else { format!("{y:.1e}") });
         chart.draw_series(LineSeries::new(thinned(&rates), RATE.stroke_width(2))).expect(STRING);
         root.present().expect(STRING);
     }
@@ -127,7 +129,11 @@ fn font(size: i32) -> FontDesc<'static> {
 }
 
 fn mesh<'a, 'b>(
-    chart: &mut ChartContext<'b, SVGBackend<'a>, Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>>,
+    chart: &mut ChartContext<
+        'b,
+        SVGBackend<'a>,
+        Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
+    >,
     y_unit: &str,
     x_unit: Option<&str>,
     y_label: &dyn Fn(&f64) -> String,
@@ -158,7 +164,7 @@ fn grouped(x: f64) -> String {
     let digits = (x as i64).to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(c);
@@ -178,15 +184,18 @@ fn padded(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     (low - room).max(if low >= 0.0 { 0.0 } else { f64::NEG_INFINITY })..high + room
 }
 
-/// Exponential mean over about a fiftieth of the points, without the pull of a start at zero.
+/// Mean over the neighbours, a fiftieth of the points on both sides together; fewer at the ends, and always as many on either
+/// side, so that the curve neither lags nor leans.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 50.0).clamp(1.0, 200.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mut next = |(x, y): &(f64, f64)| {
-        (sum, weight) = (sum * keep + y, weight * keep + 1.0);
-        (*x, sum / weight)
+    let half = points.len() / 100;
+    let mut sums = vec![0.0];
+    points.iter().for_each(|p| sums.push(sums[sums.len() - 1] + p.1));
+    let mean = |(i, (x, _)): (usize, &(f64, f64))| {
+        let side = half.min(i).min(points.len() - 1 - i);
+        let (from, to) = (i - side, i + side + 1);
+        (*x, (sums[to] - sums[from]) / (to - from) as f64)
     };
-    points.iter().map(&mut next).collect()
+    points.iter().enumerate().map(mean).collect()
 }
 
 /// At most about [`POINTS`] points: of each run of points the lowest and the highest, so that no spike is lost.
@@ -303,7 +312,10 @@ fn scale(area: &Area) {
     text("tokens of each expert, as a multiple of an equal share", (24, 52), 14, HPos::Left);
     let (left, width) = (640, 260);
     for i in 0..width {
-        let bar = Rectangle::new([(left + i, 18), (left + i + 1, 34)], colour(2.0 * f64::from(i) / f64::from(width)).filled());
+        let bar = Rectangle::new(
+            [(left + i, 18), (left + i + 1, 34)],
+            colour(2.0 * f64::from(i) / f64::from(width)).filled(),
+        );
         area.draw(&bar).expect(STRING);
     }
     area.draw(&Rectangle::new([(left, 18), (left + width, 34)], INK.mix(0.4))).expect(STRING);
@@ -320,7 +332,7 @@ fn heat_map(area: &Area, map: &LoadMap, steps: f64) {
         .margin_right(24)
         .x_label_area_size(36)
         .y_label_area_size(54)
-        .build_cartesian_2d(0.0..steps, 0.0..map.experts as f64)
+        .build_cartesian_2d(0.0..steps, -0.5..map.experts as f64 - 0.5)
         .expect(STRING);
     let columns = map.cells.len();
     for row in 0..rows {
@@ -352,9 +364,9 @@ fn heat_map(area: &Area, map: &LoadMap, steps: f64) {
         .expect(STRING);
 }
 
-/// Where row `row` of `rows` begins, in experts.
+/// Where row `row` of `rows` begins: expert `e` reaches from `e − ½` to `e + ½`.
 fn bound(row: usize, rows: usize, experts: usize) -> f64 {
-    (row * experts).div_ceil(rows) as f64
+    (row * experts).div_ceil(rows) as f64 - 0.5
 }
 
 #[cfg(test)]
@@ -437,10 +449,13 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_of_a_constant_is_the_constant_and_the_first_point_stays() {
-        let points: Vec<(f64, f64)> = (0..500).map(|i| (f64::from(i), 2.5)).collect();
-        assert!(smoothed(&points).iter().all(|p| (p.1 - 2.5).abs() < 1e-12));
-        assert_eq!(smoothed(&[(0.0, 7.0), (1.0, 1.0)])[0], (0.0, 7.0));
+    fn smoothing_keeps_a_straight_line_and_averages_noise() {
+        let line: Vec<(f64, f64)> = (0..500).map(|i| (f64::from(i), 3.0 - 0.005 * f64::from(i))).collect();
+        // 500 terms below 3 sum to below 1500: rounding at 2⁻⁵³ · 1500 at most, a hundred times less after the mean.
+        assert!(smoothed(&line).iter().zip(&line).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 1e-12));
+        let noise: Vec<(f64, f64)> = (0..500).map(|i| (f64::from(i), f64::from(i % 2))).collect();
+        let middle = smoothed(&noise)[250].1;
+        assert!((middle - 0.5).abs() < 0.05, "{middle}");
     }
 
     #[test]

@@ -168,9 +168,12 @@ mod tests {
     #[test]
     fn every_part_of_the_name_matters() {
         let base = Rng::new(1, Stream::Epoch, 2).bits();
-        for (seed, stream, index) in
-            [(2, Stream::Epoch, 2), (1 | 1 << 40, Stream::Epoch, 2), (1, Stream::Repeat, 2), (1, Stream::Epoch, 2 | 1 << 40)]
-        {
+        for (seed, stream, index) in [
+            (2, Stream::Epoch, 2),
+            (1 | 1 << 40, Stream::Epoch, 2),
+            (1, Stream::Repeat, 2),
+            (1, Stream::Epoch, 2 | 1 << 40),
+        ] {
             assert_ne!(Rng::new(seed, stream, index).bits(), base);
         }
     }

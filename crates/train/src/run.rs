@@ -258,7 +258,8 @@ pub fn run(
         metrics.step(&line)?;
         observe(Event::Step(&line));
         let done = step + 1;
-        if due(recipe.evaluation.every_steps, done) || (done == recipe.schedule.steps && recipe.evaluation.every_steps > 0)
+        if due(recipe.evaluation.every_steps, done)
+            || (done == recipe.schedule.steps && recipe.evaluation.every_steps > 0)
         {
             heldout = evaluate(&trainer, &mut metrics, observe)?;
         }
@@ -357,9 +358,12 @@ impl Run<'_> {
 
     /// The one beside the weights that the run began from, or the house's.
     fn tokenizer_config(&self, config: &Config) -> Vec<u8> {
-        let of_init = self.recipe.model.init.as_ref().and_then(|init| {
-            fs::read(self.recipe.resolve(init).join("tokenizer_config.json")).ok()
-        });
+        let of_init = self
+            .recipe
+            .model
+            .init
+            .as_ref()
+            .and_then(|init| fs::read(self.recipe.resolve(init).join("tokenizer_config.json")).ok());
         of_init.unwrap_or_else(|| house::tokenizer_config_json(config.max_position_embeddings).into_bytes())
     }
 }
@@ -439,10 +443,7 @@ fn find_tokenizer(
 }
 
 /// Config, and the weights to begin from if the recipe names some.
-fn start(
-    recipe: &Recipe,
-    tokenizer: Option<&Tokenizer>,
-) -> Result<(Config, Option<Checkpoint<'static>>), RunError> {
+fn start(recipe: &Recipe, tokenizer: Option<&Tokenizer>) -> Result<(Config, Option<Checkpoint<'static>>), RunError> {
     if let Some(init) = &recipe.model.init {
         let dir = recipe.resolve(init);
         return Ok((Config::from_file(dir.join("config.json"))?, Some(Checkpoint::open(&dir)?)));
@@ -489,8 +490,7 @@ fn trained_parameters(recipe: &Recipe, config: &Config) -> Result<Vec<bool>, Run
             )));
         }
     }
-    let trained: Vec<bool> =
-        specs.iter().map(|s| !is_bias(s) && !recipe.model.is_frozen(&s.name)).collect();
+    let trained: Vec<bool> = specs.iter().map(|s| !is_bias(s) && !recipe.model.is_frozen(&s.name)).collect();
     if trained.iter().any(|t| *t) {
         Ok(trained)
     } else {

@@ -64,8 +64,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const S: Schedule =
-        Schedule { peak: 2e-3, steps: 100, warmup_steps: 10, constant_steps: 50, final_fraction: 0.1 };
+    const S: Schedule = Schedule { peak: 2e-3, steps: 100, warmup_steps: 10, constant_steps: 50, final_fraction: 0.1 };
 
     #[test]
     fn warm_up_rises_in_equal_parts_and_ends_at_the_peak() {

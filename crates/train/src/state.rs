@@ -17,8 +17,8 @@ use jevons_model::{
 };
 
 use crate::{
-    recipe::Recipe,
     optimizer::{Optimizer, Slot},
+    recipe::Recipe,
     trainer::Trainer,
 };
 
@@ -126,10 +126,7 @@ pub fn load(path: &Path, trainer: &mut Trainer, recipe: &str) -> Result<Progress
     let bad = |key| StateError::Metadata { path: path.to_path_buf(), key };
     let found = get("recipe")?;
     if found != recipe {
-        return Err(StateError::Recipe {
-            path: path.to_path_buf(),
-            keys: Recipe::changed_keys(found, recipe),
-        });
+        return Err(StateError::Recipe { path: path.to_path_buf(), keys: Recipe::changed_keys(found, recipe) });
     }
     let step: u64 = get("step")?.parse().map_err(|_| bad("step"))?;
     let tokens = get("tokens")?.parse().map_err(|_| bad("tokens"))?;

@@ -162,8 +162,8 @@ impl Trainer {
         }
         let grads = tree.pop().expect("at least one micro-batch").1;
         report.loss /= targets as f64;
-        report.grad_norm = Optimizer::global_norm(&self.model, &grads)
-            .map_err(|source| StepError::Backward { step, source })?;
+        report.grad_norm =
+            Optimizer::global_norm(&self.model, &grads).map_err(|source| StepError::Backward { step, source })?;
         self.optimizer.step(&mut self.model, &grads, report.grad_norm, lr, &self.settings.optimizer);
         self.free.push(grads);
         if self.settings.bias_update_speed > 0.0 {

@@ -7,8 +7,8 @@ use jevons_kernels::Dtype;
 use jevons_layers::Keep;
 use jevons_model::{Model, Precision};
 use jevons_train::{
-    optimizer::{Optimizer, OptimizerSettings},
     data::Row,
+    optimizer::{Optimizer, OptimizerSettings},
     trainer::{StepSettings, Trainer},
 };
 use serde_json::Value;
@@ -73,14 +73,19 @@ fn the_loss_follows_pytorch_step_by_step() {
         let bound = if step < 32 { 1e-4 } else { 0.05 };
         assert!(error < bound, "step {step}: {} against {want}", report.loss);
         if step < 8 {
-            assert!((report.grad_norm / norm - 1.0).abs() < 1e-3, "step {step}: norm {} against {norm}", report.grad_norm);
+            assert!(
+                (report.grad_norm / norm - 1.0).abs() < 1e-3,
+                "step {step}: norm {} against {norm}",
+                report.grad_norm
+            );
         }
         worst[usize::from(step >= 32)] = worst[usize::from(step >= 32)].max(error);
         last = report.loads;
     }
     for (layer, load) in &last {
         let want = &curve["last_load"][format!("model.layers.{layer}.mlp")];
-        let moved: f64 = load.iter().zip(want.as_array().unwrap()).map(|(a, b)| (*a as f64 - b.as_f64().unwrap()).abs()).sum();
+        let moved: f64 =
+            load.iter().zip(want.as_array().unwrap()).map(|(a, b)| (*a as f64 - b.as_f64().unwrap()).abs()).sum();
         // 512 choices; measured 12 and 40 of them elsewhere after 80 steps.
         assert!(moved < 100.0, "layer {layer}: {load:?} against {want}");
         println!("layer {layer}: {load:?} against {want}, {moved} moved");

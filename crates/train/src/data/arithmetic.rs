@@ -93,7 +93,8 @@ pub fn evaluate_answer(text: &str) -> Option<i64> {
     let text = text.rsplit_once("</think>").map_or(text, |(_, answer)| answer);
     let is_number = |c: char| c.is_ascii_digit() || c == ',' || c == '.';
     let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
-    let start = text[..end].rfind(|c| !is_number(c)).map_or(0, |i| i + text[i..].chars().next().map_or(0, char::len_utf8));
+    let start =
+        text[..end].rfind(|c| !is_number(c)).map_or(0, |i| i + text[i..].chars().next().map_or(0, char::len_utf8));
     let number = text[start..end].trim_start_matches([',', '.']);
     let digits: String = match number.split_once(',') {
         // Only as separator of thousands.
@@ -280,8 +281,10 @@ const SUB_STORIES: &[&str] = &[
 
 const NAMES: &[&str] =
     &["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Ida", "Jack", "Lena", "Max", "Nora", "Tom"];
-const THINGS: &[&str] =
-    &["apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "oranges", "pencils", "shells", "stamps", "stones"];
+const THINGS: &[&str] = &[
+    "apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "oranges", "pencils", "shells", "stamps",
+    "stones",
+];
 
 /// Makes examples; the `i`-th is always the same.
 #[derive(Clone, Copy, Debug)]

@@ -158,8 +158,7 @@ impl Batcher {
                 while at < end {
                     let stop = starts[d + 1].min(end);
                     let (file, document) = documents[d];
-                    let piece =
-                        Piece { file, document, start: (at - starts[d]) as u32, len: (stop - at) as u32 };
+                    let piece = Piece { file, document, start: (at - starts[d]) as u32, len: (stop - at) as u32 };
                     self.push(&mut row, piece, documents.get(d + 1).copied());
                     (at, d) = (stop, d + 1);
                 }

@@ -22,13 +22,17 @@ pub enum DataError {
         source: io::Error,
     },
     /// A source without files.
-    #[error("{path}: no such file; expected a file, a folder with .txt or .jsonl files, or a pattern that matches some")]
+    #[error(
+        "{path}: no such file; expected a file, a folder with .txt or .jsonl files, or a pattern that matches some"
+    )]
     NoFiles {
         /// File, folder or pattern.
         path: PathBuf,
     },
     /// Not text.
-    #[error("{path}: byte {byte} is not UTF-8; expected text in UTF-8 (of a compressed file, bytes count after unpacking)")]
+    #[error(
+        "{path}: byte {byte} is not UTF-8; expected text in UTF-8 (of a compressed file, bytes count after unpacking)"
+    )]
     NotUtf8 {
         /// The file.
         path: PathBuf,

@@ -77,7 +77,9 @@ impl OpenSource {
                 };
                 let shape = match (&source.template, &source.prompt, &source.completion, &source.messages) {
                     (Some(template), ..) => Shape::Template(parse(template)?),
-                    (_, Some(prompt), Some(completion), _) => Shape::PromptCompletion(parse(prompt)?, parse(completion)?),
+                    (_, Some(prompt), Some(completion), _) => {
+                        Shape::PromptCompletion(parse(prompt)?, parse(completion)?)
+                    }
                     (.., Some(field)) => Shape::Messages(field.clone()),
                     _ => Shape::Auto,
                 };
@@ -192,10 +194,7 @@ impl OpenSource {
         let mut at = 0;
         for number in 1.. {
             line.clear();
-            let n = (&mut input)
-                .take(MAX_LINE)
-                .read_until(b'\n', &mut line)
-                .map_err(|e| unpack::failed(path, e))?;
+            let n = (&mut input).take(MAX_LINE).read_until(b'\n', &mut line).map_err(|e| unpack::failed(path, e))?;
             if n == 0 {
                 break;
             }
@@ -212,13 +211,13 @@ impl OpenSource {
             }
             let object: Map<String, Value> =
                 serde_json::from_str(text).map_err(|e| bad(format!("not a JSON object: {e}")))?;
-            let document = self.from_object(&object, shape, chat, only_replies).map_err(bad)?;
+            let document = self.object_document(&object, shape, chat, only_replies).map_err(bad)?;
             visit(number, document)?;
         }
         Ok(())
     }
 
-    fn from_object(
+    fn object_document(
         &self,
         object: &Map<String, Value>,
         shape: &Shape,
@@ -269,17 +268,20 @@ impl OpenSource {
         };
         loop {
             let carried = raw.len();
-            let n = (&mut input)
-                .take(4 * size as u64)
-                .read_until(b'\n', &mut raw)
-                .map_err(|e| unpack::failed(path, e))?;
+            let n =
+                (&mut input).take(4 * size as u64).read_until(b'\n', &mut raw).map_err(|e| unpack::failed(path, e))?;
             if raw.is_empty() {
                 break;
             }
             let valid = match std::str::from_utf8(&raw) {
                 Ok(text) => text.len(),
                 // The limit may fall within a character; the rest of it comes next time.
-                Err(e) if e.error_len().is_none() && n > 0 && raw.len() - e.valid_up_to() > 0 && n as u64 == 4 * size as u64 => {
+                Err(e)
+                    if e.error_len().is_none()
+                        && n > 0
+                        && raw.len() - e.valid_up_to() > 0
+                        && n as u64 == 4 * size as u64 =>
+                {
                     e.valid_up_to()
                 }
                 Err(e) => return Err(DataError::NotUtf8 { path: path.into(), byte: at + e.valid_up_to() as u64 }),
@@ -311,7 +313,10 @@ impl OpenSource {
 
 fn turns(object: &Map<String, Value>, field: &str, remove: &[[String; 2]]) -> Result<Vec<(Role, String)>, String> {
     let Some(Value::Array(list)) = object.get(field) else {
-        return Err(format!("the field `{field}` is {}; expected a list of messages", object.get(field).map_or("missing", template::kind)));
+        return Err(format!(
+            "the field `{field}` is {}; expected a list of messages",
+            object.get(field).map_or("missing", template::kind)
+        ));
     };
     let turn = |(i, message): (usize, &Value)| {
         let Value::Object(message) = message else {
@@ -321,7 +326,11 @@ fn turns(object: &Map<String, Value>, field: &str, remove: &[[String; 2]]) -> Re
             "system" => Role::System,
             "user" => Role::User,
             "assistant" => Role::Assistant,
-            other => return Err(format!("message {i} of `{field}` has the role {other:?}; expected system, user or assistant")),
+            other => {
+                return Err(format!(
+                    "message {i} of `{field}` has the role {other:?}; expected system, user or assistant"
+                ));
+            }
         };
         Ok((role, template::without(&template::scalar(message, "content")?, remove)))
     };

@@ -33,17 +33,22 @@ impl TokenTensor {
         let map = MappedFile::open(path).map_err(|source| DataError::Read { path: path.into(), source })?;
         let bad = |message: String| DataError::Tensor { path: path.into(), message };
         let (start, shape) = {
-            let file = SafeTensors::deserialize(&map).map_err(|e| bad(format!("not a usable safetensors file: {e}")))?;
+            let file =
+                SafeTensors::deserialize(&map).map_err(|e| bad(format!("not a usable safetensors file: {e}")))?;
             let tensor = file.tensor(name).map_err(|_| {
-                let names = file.names().into_iter().take(10).collect::<Vec<_>>().join(", ");
-                bad(format!("no tensor {name:?}; it has {names}; set data.tensor to one of them"))
+                let mut names = file.names();
+                names.sort_unstable();
+                names.truncate(10);
+                bad(format!("no tensor {name:?}; it has {}; set data.tensor to one of them", names.join(", ")))
             })?;
             if tensor.dtype() != Dtype::I64 {
                 return Err(bad(format!("the tensor {name:?} is {:?}; expected I64", tensor.dtype())));
             }
             let shape: [usize; 3] = tensor.shape().try_into().map_err(|_| {
                 let found = tensor.shape();
-                bad(format!("the tensor {name:?} has the shape {found:?}; expected [steps, batch, sequence_length + 1]"))
+                bad(format!(
+                    "the tensor {name:?} has the shape {found:?}; expected [steps, batch, sequence_length + 1]"
+                ))
             })?;
             (tensor.data().as_ptr() as usize - map.as_ptr() as usize, shape)
         };
@@ -64,7 +69,9 @@ impl TokenTensor {
         if let Some(i) = wrong {
             let id = tensor.ids(i..i + 1).next().expect("one id");
             let (step, row, column) = (i / (b * s1), i / s1 % b, i % s1);
-            return Err(bad(format!("token id {id} at [{step}, {row}, {column}]; the model's vocabulary has {vocab_size}")));
+            return Err(bad(format!(
+                "token id {id} at [{step}, {row}, {column}]; the model's vocabulary has {vocab_size}"
+            )));
         }
         Ok(tensor)
     }

@@ -37,8 +37,7 @@ const FOOT: usize = 96;
 const CHUNK: usize = 4 << 20;
 
 /// Turns segments into token ids; shared by threads.
-pub type Encode<'a> =
-    dyn Fn(&Segment) -> Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> + Send + Sync + 'a;
+pub type Encode<'a> = dyn Fn(&Segment) -> Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>> + Send + Sync + 'a;
 
 /// What must be known of a tokenizer.
 pub struct Encoder<'a> {
@@ -119,8 +118,8 @@ impl TokenFile {
         let fingerprint = foot[32..64].try_into().expect("32 bytes");
         let (vocab_size, documents, tokens) = (vocab_size as usize, documents as usize, tokens as usize);
         let file = Self { path: path.into(), map, id_bytes, vocab_size, documents, tokens, fingerprint };
-        let ends = (0..documents).map(|d| file.entry(d)[0]);
-        if !ends.clone().is_sorted() || ends.last().unwrap_or(0) != tokens as u64 {
+        let mut ends = (0..documents).map(|d| file.entry(d)[0]);
+        if !ends.clone().is_sorted() || ends.next_back().unwrap_or(0) != tokens as u64 {
             return Err(bad("its documents do not add up to its tokens".into()));
         }
         if let Some(id) = file.ids(0, tokens).find(|id| *id as usize >= vocab_size) {

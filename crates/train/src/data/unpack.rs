@@ -111,7 +111,8 @@ impl<R: BufRead> Read for Xz<R> {
             let input = self.raw.fill_buf()?;
             let end = input.is_empty();
             let action = if end { Action::Finish } else { Action::Run };
-            let step = self.stream.process(input, out, action)?;
+            let damaged = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+            let step = self.stream.process(input, out, action).map_err(damaged)?;
             self.raw.consume(step.bytes_consumed);
             self.done = step.status == Status::StreamEnd;
             if step.bytes_produced > 0 {

@@ -156,7 +156,7 @@ pub(super) fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<(),
     result
 }
 
-fn element<'a>(array: &'a mut Vec<toml::Value>, index: &str) -> Result<&'a mut toml::Value, String> {
+fn element<'a>(array: &'a mut [toml::Value], index: &str) -> Result<&'a mut toml::Value, String> {
     let n = array.len();
     let found = index.parse().ok().and_then(|i: usize| array.get_mut(i));
     found.ok_or_else(|| format!("`{index}` is no element of a list of {n}; elements count from 0"))

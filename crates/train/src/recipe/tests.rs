@@ -65,7 +65,8 @@ fn the_documented_example_has_every_key() {
         for key in keys_beside(&place) {
             let written = example.lines().any(|l| {
                 let l = l.trim_start_matches("# ");
-                let heads = [format!("{key} ="), format!("[{key}]"), format!("[model.{key}]"), format!("[[data.{key}]]")];
+                let heads =
+                    [format!("{key} ="), format!("[{key}]"), format!("[model.{key}]"), format!("[[data.{key}]]")];
                 heads.iter().any(|head| l.starts_with(head))
             });
             assert!(written, "{place} {key}");
@@ -122,15 +123,31 @@ fn each_absurd_value_is_refused_with_its_key_and_line() {
         ("lr = 1e-3", "lr = nan", "r.toml:17: `optimizer.lr` is NaN;"),
         ("lr = 1e-3", "lr = inf", "r.toml:17: `optimizer.lr` is inf;"),
         ("lr = 1e-3", "lr = 0.0", "`optimizer.lr` is 0;"),
-        ("lr = 1e-3", "lr = 1e-3\nbetas = [0.9, 1.0]", "r.toml:18: `optimizer.betas.1` is 1; expected 0 or more, below 1"),
-        ("lr = 1e-3", "lr = 1e-3\nbetas = [0.9, 0.999]\nmoments = \"bf16\"", "r.toml:18: `optimizer.betas.1` is 0.999; expected at most 0.9921875"),
+        (
+            "lr = 1e-3",
+            "lr = 1e-3\nbetas = [0.9, 1.0]",
+            "r.toml:18: `optimizer.betas.1` is 1; expected 0 or more, below 1",
+        ),
+        (
+            "lr = 1e-3",
+            "lr = 1e-3\nbetas = [0.9, 0.999]\nmoments = \"bf16\"",
+            "r.toml:18: `optimizer.betas.1` is 0.999; expected at most 0.9921875",
+        ),
         ("lr = 1e-3", "lr = 1e-3\ngrad_clip = -1.0", "`optimizer.grad_clip` is -1;"),
         ("lr = 1e-3", "lr = 1e-3\neps = 0.0", "`optimizer.eps` is 0;"),
-        ("micro_batch_sequences = 4", "micro_batch_sequences = 3", "r.toml:14: `batch.micro_batch_sequences` is 3; expected a divisor of batch.sequences, which is 8"),
+        (
+            "micro_batch_sequences = 4",
+            "micro_batch_sequences = 3",
+            "r.toml:14: `batch.micro_batch_sequences` is 3; expected a divisor of batch.sequences, which is 8",
+        ),
         ("micro_batch_sequences = 4", "micro_batch_sequences = 0", "`batch.micro_batch_sequences` is 0;"),
         ("steps = 10", "steps = 10\nwarmup_steps = 11", "r.toml:21: `schedule.warmup_steps` is 11;"),
         ("steps = 10", "steps = 10\nwarmup_steps = 4\nconstant_steps = 7", "`schedule.constant_steps` is 7;"),
-        ("steps = 10", "steps = 10\nconstant_steps = 7\nconstant_fraction = 0.5", "`schedule.constant_fraction` is given beside"),
+        (
+            "steps = 10",
+            "steps = 10\nconstant_steps = 7\nconstant_fraction = 0.5",
+            "`schedule.constant_fraction` is given beside",
+        ),
         ("steps = 10", "steps = 10\nconstant_fraction = 1.5", "`schedule.constant_fraction` is 1.5;"),
         ("steps = 10", "steps = 10\nfinal_lr_fraction = 2.0", "`schedule.final_lr_fraction` is 2;"),
         ("sequence_length = 64", "sequence_length = 0", "r.toml:9: `data.sequence_length` is 0;"),
@@ -139,15 +156,31 @@ fn each_absurd_value_is_refused_with_its_key_and_line() {
         ("sources = [{ path = \"a.txt\" }]", "", "`data` is without sources and tokens"),
         ("{ path = \"a.txt\" }", "{ path = \"a.txt\", repeat = 0.0 }", "r.toml:10: `data.sources.0.repeat` is 0;"),
         ("{ path = \"a.txt\" }", "{ path = \"a.txt\", count = 3 }", "`data.sources.0.count` is given beside path"),
-        ("{ path = \"a.txt\" }", "{ path = \"a.txt\", prompt = \"{q}\" }", "`data.sources.0` is without one clear shape"),
+        (
+            "{ path = \"a.txt\" }",
+            "{ path = \"a.txt\", prompt = \"{q}\" }",
+            "`data.sources.0` is without one clear shape",
+        ),
         ("{ path = \"a.txt\" }", "{ generator = \"arithmetic\" }", "`data.sources.0` is a generator without count"),
         ("{ path = \"a.txt\" }", "{ repeat = 2.0 }", "`data.sources.0` is without path and generator"),
-        ("{ path = \"a.txt\" }", "{ path = \"a.txt\", remove = [[\"\", \"b\"]] }", "`data.sources.0.remove.0` is an empty mark"),
+        (
+            "{ path = \"a.txt\" }",
+            "{ path = \"a.txt\", remove = [[\"\", \"b\"]] }",
+            "`data.sources.0.remove.0` is an empty mark",
+        ),
         ("init = \"start\"", "", "`model` is without init and config"),
         ("init = \"start\"", "config = {}", "`model` is without tokenizer"),
         ("init = \"start\"", "init = \"start\"\nconfig = {}", "`model.init` is given beside model.config"),
-        ("init = \"start\"", "init = \"start\"\ntokenizer = { train = { vocab_size = 512 } }", "`model.tokenizer` is to be learnt anew"),
-        ("init = \"start\"", "config = {}\ntokenizer = { train = { vocab_size = 100 } }", "`model.tokenizer.train.vocab_size` is 100;"),
+        (
+            "init = \"start\"",
+            "init = \"start\"\ntokenizer = { train = { vocab_size = 512 } }",
+            "`model.tokenizer` is to be learnt anew",
+        ),
+        (
+            "init = \"start\"",
+            "config = {}\ntokenizer = { train = { vocab_size = 100 } }",
+            "`model.tokenizer.train.vocab_size` is 100;",
+        ),
         ("init = \"start\"", "init = \"start\"\nfreeze = [\"a\", \"\"]", "r.toml:7: `model.freeze.1` is empty"),
         ("name = \"small\"", "name = \"../x\"", "r.toml:2: `name` is \"../x\""),
         ("folder = \"out\"", "folder = \"\"", "`run.folder` is empty"),
@@ -244,7 +277,8 @@ fn the_hash_follows_the_numbers_and_not_where_they_are_written() {
 #[test]
 fn the_changed_keys_are_listed_by_their_dotted_names() {
     let (a, mut b) = (small(), small());
-    b.apply_overrides(&[("schedule.warmup_steps", "3"), ("data.sources.0.path", "b.txt"), ("model.freeze", "[\"x\"]")]).unwrap();
+    b.apply_overrides(&[("schedule.warmup_steps", "3"), ("data.sources.0.path", "b.txt"), ("model.freeze", "[\"x\"]")])
+        .unwrap();
     let keys = Recipe::changed_keys(&a.canonical_json(), &b.canonical_json());
     assert_eq!(keys, ["data.sources.0.path", "model.freeze", "schedule.warmup_steps"]);
     assert!(Recipe::changed_keys(&a.canonical_json(), &a.canonical_json()).is_empty());

@@ -49,7 +49,10 @@ impl Recipe {
     /// [`RecipeError::Invalid`] with the first key that makes no sense.
     pub fn validate(&self) -> Result<(), RecipeError> {
         let check = Check(self);
-        if self.name.is_empty() || self.name.len() > 100 || self.name.chars().any(|c| c.is_control() || "/\\".contains(c)) {
+        if self.name.is_empty()
+            || self.name.len() > 100
+            || self.name.chars().any(|c| c.is_control() || "/\\".contains(c))
+        {
             return Err(check.fail("name", format!("{:?}", self.name), "1 to 100 characters, none of them a slash"));
         }
         if self.run.folder.as_os_str().is_empty() {
@@ -64,7 +67,11 @@ impl Recipe {
         let m = &self.model;
         match (&m.init, &m.config) {
             (Some(_), Some(_)) => {
-                return Err(check.fail("model.init", "given beside model.config", "one of them: weights to start from bring their config"));
+                return Err(check.fail(
+                    "model.init",
+                    "given beside model.config",
+                    "one of them: weights to start from bring their config",
+                ));
             }
             (None, None) => return Err(check.fail("model", "without init and config", "one of them")),
             (None, Some(_)) if m.tokenizer.is_none() && self.data.tokens.is_none() => {
@@ -80,8 +87,18 @@ impl Recipe {
             Some(TokenizerChoice::File(path)) => check.text("model.tokenizer", path.to_str())?,
             Some(TokenizerChoice::Train { train }) => {
                 let key = "model.tokenizer.train.vocab_size";
-                check.number(key, train.vocab_size, 300..=1 << 20, "300 (256 bytes and the special tokens) to 1048576")?;
-                check.number("model.tokenizer.train.sample_bytes", train.sample_bytes, 1 << 10..=1 << 40, "1024 or more")?;
+                check.number(
+                    key,
+                    train.vocab_size,
+                    300..=1 << 20,
+                    "300 (256 bytes and the special tokens) to 1048576",
+                )?;
+                check.number(
+                    "model.tokenizer.train.sample_bytes",
+                    train.sample_bytes,
+                    1 << 10..=1 << 40,
+                    "1024 or more",
+                )?;
                 if self.data.tokens.is_some() {
                     return Err(check.fail("model.tokenizer", "to be learnt from data.tokens", "text in data.sources"));
                 }
@@ -98,11 +115,17 @@ impl Recipe {
         if let Some(range) = m.initializer_range {
             check.number("model.initializer_range", range, ABOVE_0..=1.0, "a number above 0, at most 1")?;
             if m.init.is_some() {
-                return Err(check.fail("model.initializer_range", "given beside model.init", "model.config: init has weights"));
+                return Err(check.fail(
+                    "model.initializer_range",
+                    "given beside model.init",
+                    "model.config: init has weights",
+                ));
             }
         }
         match m.freeze.iter().position(String::is_empty) {
-            Some(i) => Err(check.fail(&format!("model.freeze.{i}"), "empty", "a pattern such as \"model.embed_tokens.*\"")),
+            Some(i) => {
+                Err(check.fail(&format!("model.freeze.{i}"), "empty", "a pattern such as \"model.embed_tokens.*\""))
+            }
             None => Ok(()),
         }
     }

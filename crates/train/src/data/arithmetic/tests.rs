@@ -61,8 +61,7 @@ fn check_steps(p: Problem) {
         }
     }
     // The written digits, read from the last line up, are the digits of the result.
-    let written: String =
-        lines.iter().rev().filter_map(|l| l.split_once("write ")).map(|(_, w)| &w[..1]).collect();
+    let written: String = lines.iter().rev().filter_map(|l| l.split_once("write ")).map(|(_, w)| &w[..1]).collect();
     let carry = lines.iter().rev().find_map(|l| l.split_once("carry ")).map_or("0", |(_, c)| c);
     let number: i64 = format!("{carry}{written}").parse().unwrap();
     let sign = if text.contains("sign -") { -1 } else { 1 };

@@ -1,0 +1,332 @@
+//! Whole runs: from a recipe to a run folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use jevons_kernels::Dtype;
+use jevons_layers::Keep;
+use jevons_model::{
+    Config, Model,
+    checkpoint::{SaveDtype, save_model},
+};
+use jevons_train::{
+    memory::{StepShape, estimate},
+    recipe::Recipe,
+    run::{Event, RunError, Summary, run},
+    trainer::StepError,
+};
+use serde_json::Value;
+
+const RECIPE: &str = r#"
+name = "test"
+seed = 3
+precision = "bf16"
+[model.tokenizer]
+train = { vocab_size = 300 }
+[model.config]
+model_type = "deepseek_v3"
+hidden_size = 32
+intermediate_size = 48
+moe_intermediate_size = 24
+num_hidden_layers = 3
+first_k_dense_replace = 1
+num_attention_heads = 2
+q_lora_rank = 20
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 4
+v_head_dim = 12
+n_routed_experts = 6
+n_shared_experts = 1
+num_experts_per_tok = 2
+n_group = 3
+topk_group = 2
+max_position_embeddings = 128
+[data]
+sequence_length = 48
+heldout_fraction = 0.1
+[[data.sources]]
+generator = "arithmetic"
+count = 200
+[[data.sources]]
+path = "text.txt"
+[batch]
+sequences = 6
+micro_batch_sequences = 2
+[optimizer]
+lr = 3e-3
+[schedule]
+steps = 12
+warmup_steps = 3
+[moe]
+collapsed_expert_steps = 0
+[evaluation]
+every_steps = 5
+heldout_sequences = 4
+[checkpoint]
+every_steps = 5
+[run]
+folder = "run"
+"#;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/parity").join(name)
+}
+
+/// A folder with the recipe and its text.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = (0..300).map(|i| format!("Line {i} says that the cat saw {} birds.\n", i * 7 % 13)).collect();
+    fs::write(dir.path().join("text.txt"), text).unwrap();
+    let recipe = dir.path().join("recipe.toml");
+    fs::write(&recipe, RECIPE).unwrap();
+    (dir, recipe)
+}
+
+fn recipe(path: &Path, changes: &[(&str, &str)]) -> Recipe {
+    let mut recipe = Recipe::load(path).unwrap();
+    recipe.apply_overrides(changes).unwrap();
+    recipe
+}
+
+fn go(recipe: &Recipe, resume: bool) -> Result<Summary, RunError> {
+    run(recipe, resume, &AtomicBool::new(false), &mut |_| {})
+}
+
+/// Stops after `steps` steps, as Ctrl-C does.
+fn go_until(recipe: &Recipe, resume: bool, steps: u64) -> Summary {
+    let stop = AtomicBool::new(false);
+    run(recipe, resume, &stop, &mut |event| {
+        if let Event::Step(s) = event
+            && s.step + 1 == steps
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_run_stopped_twice_and_resumed_ends_with_the_bytes_of_an_uninterrupted_one() {
+    let (dir, path) = folder();
+    for (precision, moments) in [("bf16", "f32"), ("f32", "bf16")] {
+        let with = |folder: &str| {
+            recipe(&path, &[("run.folder", folder), ("precision", precision), ("optimizer.moments", moments)])
+        };
+        let whole = go(&with(&format!("whole-{precision}")), false).unwrap();
+        assert!(!whole.interrupted && whole.step == 12);
+        let parts = with(&format!("parts-{precision}"));
+        assert!(go_until(&parts, false, 4).interrupted);
+        assert_eq!(go_until(&parts, true, 7).step, 7);
+        let end = go(&parts, true).unwrap();
+        assert_eq!((end.step, end.loss, end.tokens), (12, whole.loss, whole.tokens));
+        assert_eq!(end.heldout_loss, whole.heldout_loss);
+        for file in ["state/checkpoint.safetensors", "model/model.safetensors", "model/config.json", "model/tokenizer.json"] {
+            let read = |run: &str| fs::read(dir.path().join(format!("{run}-{precision}")).join(file)).unwrap();
+            assert!(read("whole") == read("parts"), "{file} differs");
+        }
+        let losses = |run: &str| -> Vec<Value> {
+            let text = fs::read_to_string(dir.path().join(format!("{run}-{precision}/metrics.jsonl"))).unwrap();
+            let lines = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+            lines.map(|l| serde_json::json!([l["step"], l["loss"], l["heldout_loss"], l["loads"]])).collect()
+        };
+        assert_eq!(losses("whole"), losses("parts"));
+    }
+}
+
+#[test]
+fn threads_and_recomputation_do_not_change_a_bit() {
+    let (dir, path) = folder();
+    let runs = [("a", 1, "none"), ("b", 2, "mla_up"), ("c", 3, "layer")];
+    for (name, threads, recompute) in runs {
+        let recipe = recipe(&path, &[("run.folder", name), ("recompute", recompute), ("schedule.steps", "4")]);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| go(&recipe, false)).unwrap();
+    }
+    let state = |name: &str| fs::read(dir.path().join(name).join("state/checkpoint.safetensors")).unwrap();
+    assert!(state("a") == state("b") && state("b") == state("c"));
+}
+
+#[test]
+fn a_run_leaves_a_model_plots_and_metrics_and_it_learns() {
+    let (dir, path) = folder();
+    let summary = go(&recipe(&path, &[("schedule.steps", "60"), ("optimizer.lr", "1e-2")]), false).unwrap();
+    let run = dir.path().join("run");
+    assert!(summary.loss.unwrap() < 3.6, "{:?}", summary.loss); // ln 300 = 5.7 at the start; measured 2.9
+    assert!(summary.heldout_bits_per_byte.unwrap() > 0.1 && summary.heldout_loss.unwrap() < 3.8);
+    let model = Model::load(&run.join("model"), None).unwrap();
+    assert_eq!(model.config().vocab_size, 300);
+    assert!(fs::read_to_string(run.join("loss.svg")).unwrap().contains("<svg"));
+    assert!(fs::read_to_string(run.join("expert_load.svg")).unwrap().contains("<svg"));
+    let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().filter(|l| l.contains("\"loss\"")).count(), 60);
+    assert!(matches!(go(&recipe(&path, &[]), false), Err(RunError::Exists(_))));
+    assert!(matches!(go(&recipe(&path, &[("run.folder", "none")]), true), Err(RunError::NothingToResume(_))));
+    let changed = recipe(&path, &[("schedule.steps", "60"), ("optimizer.lr", "2e-2")]);
+    let error = go(&changed, true).unwrap_err().to_string();
+    assert!(error.contains("optimizer.lr"), "{error}");
+}
+
+#[test]
+fn a_recipe_can_start_from_a_checkpoint_and_ready_batches_and_follows_pytorchs_curve() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    let text = format!(
+        r#"
+        name = "curve"
+        seed = 0
+        precision = "f32"
+        [model]
+        init = {:?}
+        [data]
+        sequence_length = 64
+        tokens = {:?}
+        [batch]
+        sequences = 4
+        micro_batch_sequences = 4
+        [optimizer]
+        lr = 1e-3
+        [schedule]
+        steps = 32
+        constant_fraction = 1.0
+        [moe]
+        bias_update_speed = 0.01
+        sequence_balance_alpha = 0.0
+        [checkpoint]
+        dtype = "f32"
+        [run]
+        folder = "run"
+        "#,
+        golden("deepseek-v3"),
+        golden("training-curve/batches.safetensors")
+    );
+    fs::write(&path, text).unwrap();
+    let curve: Value = serde_json::from_slice(&fs::read(golden("training-curve/curve.json")).unwrap()).unwrap();
+    let mut worst = 0.0f64;
+    run(&Recipe::load(&path).unwrap(), false, &AtomicBool::new(false), &mut |event| {
+        if let Event::Step(s) = event {
+            let want = curve["curve"][s.step as usize]["loss"].as_f64().unwrap();
+            worst = worst.max((s.loss - want).abs());
+        }
+    })
+    .unwrap();
+    assert!(worst < 1e-4, "{worst:e}"); // measured 1.4e-6
+}
+
+#[test]
+fn frozen_parameters_stay_and_cost_no_state() {
+    let (dir, path) = folder();
+    let frozen = [("model.freeze", r#"["model.embed_tokens.*", "*.experts.*"]"#), ("schedule.steps", "3")];
+    go(&recipe(&path, &frozen), false).unwrap();
+    let state = fs::read(dir.path().join("run/state/checkpoint.safetensors")).unwrap();
+    let names: Vec<String> =
+        safetensors::SafeTensors::deserialize(&state).unwrap().names().into_iter().map(ToString::to_string).collect();
+    assert!(names.contains(&"frozen.model.embed_tokens.weight".to_string()));
+    assert!(!names.iter().any(|n| n.starts_with("m.") && n.contains(".experts.")), "{names:?}");
+    assert!(names.contains(&"m.lm_head.weight".to_string()));
+    // As if they had never been trained: the same values as at the start.
+    let initial = recipe(&path, &[("schedule.steps", "1"), ("schedule.warmup_steps", "0"), ("run.folder", "start"), ("optimizer.lr", "1e-30")]);
+    go(&initial, false).unwrap();
+    let tensor = |run: &str| {
+        let bytes = fs::read(dir.path().join(run).join("model/model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        file.tensor("model.embed_tokens.weight").unwrap().data().to_vec()
+    };
+    assert!(tensor("run") == tensor("start"));
+    let none = go(&recipe(&path, &[("model.freeze", r#"["nothing.*"]"#), ("run.folder", "x")]), false).unwrap_err();
+    assert!(none.to_string().contains("nothing.*"), "{none}");
+}
+
+#[test]
+fn numbers_that_blow_up_stop_the_run_with_the_layer_named_and_nothing_overwritten() {
+    let (dir, path) = folder();
+    go(&recipe(&path, &[("schedule.steps", "3")]), false).unwrap();
+    // A checkpoint with one weight of layer 1 that no product survives.
+    let model = Model::load(&dir.path().join("run/model"), None).unwrap();
+    let values = |spec: &jevons_model::config::TensorSpec| {
+        let id = model.specs().iter().position(|s| s.name == spec.name).unwrap();
+        let mut values = jevons_train::state::values(&model, jevons_layers::ParamId(id));
+        if spec.name == "model.layers.1.mlp.shared_experts.down_proj.weight" {
+            values[0] = f32::INFINITY;
+        }
+        values.into()
+    };
+    let broken = dir.path().join("broken");
+    save_model(&broken, model.config(), SaveDtype::F32, values).unwrap();
+    fs::copy(dir.path().join("run/model/tokenizer.json"), broken.join("tokenizer.json")).unwrap();
+    let text = RECIPE.replace("[model.config]", "[unused]");
+    let (head, rest) = text.split_once("[model.tokenizer]").unwrap();
+    let data = &rest[rest.find("[data]").unwrap()..];
+    fs::write(&path, format!("{head}[model]\ninit = \"broken\"\n{data}").replace("\"run\"", "\"again\"")).unwrap();
+    let error = go(&Recipe::load(&path).unwrap(), false).unwrap_err();
+    assert!(matches!(error, RunError::Step(StepError::Forward { step: 0, .. })), "{error}");
+    assert!(error.to_string().contains("model.layers.1"), "{error}");
+    assert!(!dir.path().join("again/state").exists());
+}
+
+#[test]
+fn an_expert_that_nobody_chooses_stops_the_run() {
+    let (_dir, path) = folder();
+    // One group of experts is masked for every token by a bias that no update moves back.
+    let changes = [
+        ("moe.collapsed_expert_steps", "2"),
+        ("moe.bias_update_speed", "0"),
+        ("model.config.n_routed_experts", "48"),
+        ("model.config.num_experts_per_tok", "1"),
+        ("model.config.topk_group", "1"),
+        ("batch.sequences", "1"),
+        ("batch.micro_batch_sequences", "1"),
+        ("data.sequence_length", "16"),
+    ];
+    let error = go(&recipe(&path, &changes), false).unwrap_err();
+    assert!(matches!(error, RunError::Step(StepError::CollapsedExpert { .. })), "{error}");
+    assert!(error.to_string().contains(".mlp.experts."), "{error}");
+}
+
+#[test]
+fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
+    let config = Config::from_file(golden("deepseek-v3").join("config.json")).unwrap();
+    let qwen = Config::from_file(golden("qwen2").join("config.json")).unwrap();
+    for (case, config) in [("deepseek-v3", config), ("qwen2", qwen)] {
+        for (dtype, precision) in [(Dtype::F32, jevons_model::Precision::F32), (Dtype::Bf16, jevons_model::Precision::Bf16)] {
+            let model = Model::load(&golden(case), Some(precision)).unwrap();
+            for keep in [Keep::All, Keep::ButUp, Keep::Input] {
+                let shape = StepShape { sequences: 3, length: 20, micro_batches: 1, dtype, moments: Dtype::F32, keep };
+                let tokens = vec![1; 60];
+                let batch = jevons_model::MicroBatch { tokens: &tokens, targets: &tokens, lengths: &[20; 3] };
+                let options = jevons_model::PassOptions { keep, scale: 1.0, balance_alpha: 0.0, share: 1.0 };
+                let out = model.forward_backward(&mut model.grads(|_| true), &batch, &options).unwrap();
+                assert_eq!(estimate(&config, 1, shape).activations, out.saved_bytes, "{case} {dtype:?} {keep:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_that_cannot_fit_is_refused_before_anything_is_written() {
+    let (dir, path) = folder();
+    let huge = [
+        ("batch.sequences", "1048576"),
+        ("batch.micro_batch_sequences", "1048576"),
+        ("data.sequence_length", "128"),
+    ];
+    let error = go(&recipe(&path, &huge), false).unwrap_err();
+    if jevons_sys::available_memory_bytes().is_none() {
+        return println!("skipped: this system does not tell its free memory");
+    }
+    assert!(matches!(error, RunError::Memory { .. }), "{error}");
+    assert!(error.to_string().contains("micro_batch_sequences"), "{error}");
+    assert!(!dir.path().join("run/state").exists() && !dir.path().join("run/model").exists());
+}
+
+#[test]
+fn a_tokenizer_or_length_that_does_not_fit_the_model_is_refused() {
+    let (_dir, path) = folder();
+    let small = go(&recipe(&path, &[("model.config.vocab_size", "200")]), false).unwrap_err();
+    assert!(small.to_string().contains("vocab_size is 200"), "{small}");
+    let long = go(&recipe(&path, &[("data.sequence_length", "129")]), false).unwrap_err();
+    assert!(long.to_string().contains("max_position_embeddings"), "{long}");
+}
