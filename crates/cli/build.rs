@@ -3,7 +3,8 @@
 use std::path::Path;
 
 /// Without any one of them there is no built-in model.
-const FILES: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+const FILES: [&str; 5] =
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"];
 
 fn main() {
     println!("cargo::rerun-if-changed=builtin");

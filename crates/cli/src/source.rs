@@ -30,6 +30,7 @@ pub struct BuiltIn {
     weights: &'static [u8],
     tokenizer: &'static str,
     tokenizer_config: &'static str,
+    generation_config: &'static str,
 }
 
 #[cfg(builtin_model)]
@@ -38,6 +39,7 @@ const BUILT_IN: Option<&BuiltIn> = Some(&BuiltIn {
     weights: include_bytes!("../builtin/model.safetensors"),
     tokenizer: include_str!("../builtin/tokenizer.json"),
     tokenizer_config: include_str!("../builtin/tokenizer_config.json"),
+    generation_config: include_str!("../builtin/generation_config.json"),
 });
 #[cfg(not(builtin_model))]
 const BUILT_IN: Option<&BuiltIn> = None;
@@ -180,7 +182,11 @@ impl Files {
     /// Content of an optional file.
     fn text(&self, name: &str) -> anyhow::Result<Option<Cow<'static, str>>> {
         match self {
-            Self::BuiltIn(files) => Ok((name == "tokenizer_config.json").then_some(files.tokenizer_config.into())),
+            Self::BuiltIn(files) => Ok(match name {
+                "tokenizer_config.json" => Some(files.tokenizer_config.into()),
+                "generation_config.json" => Some(files.generation_config.into()),
+                _ => None,
+            }),
             Self::Folder(folder) => {
                 let path = folder.join(name);
                 match fs::read_to_string(&path) {

@@ -20,7 +20,6 @@ pub use generate::{
     Event, FinishReason, GenerateError, GenerateOptions, Generation, Request, Session, generate, generate_batch,
 };
 pub use generation_config::GenerationConfig;
-pub use rng::philox4x32;
 pub use sampler::{Choice, LogitsError, Sampler, Sampling, SamplingError};
 pub use score::{Score, ScoreError, score, windows};
 pub use sequence::{SequenceError, check_sequence};

@@ -15,6 +15,7 @@ pub mod math;
 mod moe;
 mod ops;
 mod pointwise;
+pub mod random;
 mod rms_norm;
 mod rope;
 mod rows;

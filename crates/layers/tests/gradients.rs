@@ -24,9 +24,12 @@ fn values(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Values, and the shape of a matrix.
+type Value = (Vec<f32>, Option<(usize, usize)>);
+
 /// Parameters of a layer under test.
 #[derive(Default)]
-struct Params(Vec<(Vec<f32>, Option<(usize, usize)>)>);
+struct Params(Vec<Value>);
 
 impl Params {
     fn matrix(&mut self, n: usize, k: usize) -> ParamId {

@@ -24,7 +24,7 @@ pub fn tokenizer_config_json(model_max_length: usize) -> String {
         "bos_token": SPECIAL_TOKENS[0],
         "eos_token": SPECIAL_TOKENS[1],
         "pad_token": SPECIAL_TOKENS[2],
-        "add_bos_token": false,
+        "add_bos_token": true,
         "add_eos_token": false,
         "clean_up_tokenization_spaces": false,
         "model_max_length": model_max_length,

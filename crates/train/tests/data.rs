@@ -748,15 +748,20 @@ fn a_recipe_with_files_and_generators_gives_training_and_held_out_data() {
 fn the_sample_for_a_tokenizer_is_about_as_large_as_asked_and_leaves_held_out_text_alone() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("t.jsonl"), many(3000)).unwrap();
-    std::fs::write(dir.path().join("u.jsonl"), many(3000).replace("xx", "yy")).unwrap();
+    std::fs::write(dir.path().join("u.jsonl"), many(3000).replace("x\"}", "y\"}")).unwrap();
     let text = "sequence_length = 64\nheldout_fraction = 0.2\nsources = [{ path = \"t.jsonl\", repeat = 3 }, { path = \"u.jsonl\" }]";
     let recipe = recipe(dir.path(), text);
     let sample = |bytes| data::sample_texts(&recipe, &ChatFormat::default(), bytes).unwrap();
     let some = sample(20_000);
     assert_eq!(some, sample(20_000));
-    let size = |letter: char| some.iter().filter(|t| t.contains(letter)).map(String::len).sum::<usize>();
-    // Three quarters from the source that is repeated three times; a fifth is held out.
-    assert!((9_500..15_100).contains(&size('x')) && (2_900..5_100).contains(&size('y')), "{} {}", size('x'), size('y'));
+    let size = |letter: char| some.iter().filter(|t| t.ends_with(letter)).map(String::len).sum::<usize>();
+    // Three quarters from the source that is repeated three times, to a document; those without such a letter are short.
+    assert!(
+        (14_000..15_050).contains(&size('x')) && (4_600..5_050).contains(&size('y')),
+        "{} {}",
+        size('x'),
+        size('y')
+    );
     let all = sample(1 << 30);
     assert!(all.iter().all(|t| !Split::Heldout(0.2).has(Document::text(t.as_str()).content_hash())));
     assert!(all.len() > 4600 && all.len() < 5000, "{}", all.len()); // 80 % of 6,000, standard deviation 31.

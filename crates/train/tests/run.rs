@@ -124,7 +124,9 @@ fn a_run_stopped_twice_and_resumed_ends_with_the_bytes_of_an_uninterrupted_one()
         let end = go(&parts, true).unwrap();
         assert_eq!((end.step, end.loss, end.tokens), (12, whole.loss, whole.tokens));
         assert_eq!(end.heldout_loss, whole.heldout_loss);
-        for file in ["state/checkpoint.safetensors", "model/model.safetensors", "model/config.json", "model/tokenizer.json"] {
+        for file in
+            ["state/checkpoint.safetensors", "model/model.safetensors", "model/config.json", "model/tokenizer.json"]
+        {
             let read = |run: &str| fs::read(dir.path().join(format!("{run}-{precision}")).join(file)).unwrap();
             assert!(read("whole") == read("parts"), "{file} differs");
         }
@@ -228,7 +230,10 @@ fn frozen_parameters_stay_and_cost_no_state() {
     assert!(!names.iter().any(|n| n.starts_with("m.") && n.contains(".experts.")), "{names:?}");
     assert!(names.contains(&"m.lm_head.weight".to_string()));
     // As if they had never been trained: the same values as at the start.
-    let initial = recipe(&path, &[("schedule.steps", "1"), ("schedule.warmup_steps", "0"), ("run.folder", "start"), ("optimizer.lr", "1e-30")]);
+    let initial = recipe(
+        &path,
+        &[("schedule.steps", "1"), ("schedule.warmup_steps", "0"), ("run.folder", "start"), ("optimizer.lr", "1e-30")],
+    );
     go(&initial, false).unwrap();
     let tensor = |run: &str| {
         let bytes = fs::read(dir.path().join(run).join("model/model.safetensors")).unwrap();
@@ -291,7 +296,9 @@ fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
     let config = Config::from_file(golden("deepseek-v3").join("config.json")).unwrap();
     let qwen = Config::from_file(golden("qwen2").join("config.json")).unwrap();
     for (case, config) in [("deepseek-v3", config), ("qwen2", qwen)] {
-        for (dtype, precision) in [(Dtype::F32, jevons_model::Precision::F32), (Dtype::Bf16, jevons_model::Precision::Bf16)] {
+        for (dtype, precision) in
+            [(Dtype::F32, jevons_model::Precision::F32), (Dtype::Bf16, jevons_model::Precision::Bf16)]
+        {
             let model = Model::load(&golden(case), Some(precision)).unwrap();
             for keep in [Keep::All, Keep::ButUp, Keep::Input] {
                 let shape = StepShape { sequences: 3, length: 20, micro_batches: 1, dtype, moments: Dtype::F32, keep };
@@ -308,11 +315,8 @@ fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
 #[test]
 fn a_run_that_cannot_fit_is_refused_before_anything_is_written() {
     let (dir, path) = folder();
-    let huge = [
-        ("batch.sequences", "1048576"),
-        ("batch.micro_batch_sequences", "1048576"),
-        ("data.sequence_length", "128"),
-    ];
+    let huge =
+        [("batch.sequences", "1048576"), ("batch.micro_batch_sequences", "1048576"), ("data.sequence_length", "128")];
     let error = go(&recipe(&path, &huge), false).unwrap_err();
     if jevons_sys::available_memory_bytes().is_none() {
         return println!("skipped: this system does not tell its free memory");

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use jevons_infer::philox4x32;
+use jevons_kernels::random::philox4x32;
 use jevons_model::Config;
 use safetensors::{Dtype, tensor::TensorView};
 

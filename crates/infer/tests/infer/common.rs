@@ -1,6 +1,6 @@
 //! Small models with random weights.
 
-use jevons_infer::philox4x32;
+use jevons_kernels::random::philox4x32;
 use jevons_model::{Config, Model, ModelError, Precision};
 
 const DEEPSEEK_V3: &str = r#"{

@@ -21,7 +21,7 @@ pub use source::{OpenSource, Origin};
 pub use tensor::TokenTensor;
 pub use token_file::{Encode, Encoder, Progress, TokenFile};
 
-use std::sync::Arc;
+use std::{collections::BinaryHeap, sync::Arc};
 
 use crate::{
     recipe::{Recipe, Source},
@@ -120,36 +120,39 @@ pub fn prepare(recipe: &Recipe, encoder: &Encoder, progress: &mut dyn FnMut(Prog
 /// [`DataError`] if a source cannot be read.
 pub fn sample_texts(recipe: &Recipe, chat: &ChatFormat, bytes: u64) -> Result<Vec<String>, DataError> {
     let split = recipe.data.heldout_fraction.map_or(Split::All, Split::Train);
-    let sources: Vec<_> =
-        recipe.data.sources.iter().map(|s| OpenSource::open(s, recipe)).collect::<Result<_, DataError>>()?;
-    // Read twice rather than kept: the whole text may not fit into memory.
-    let mut sizes = Vec::new();
-    for source in &sources {
-        let mut size = 0;
-        source.for_each(chat, &mut |_| {}, &mut |_, document| {
-            size += document.bytes() as u64;
-            Ok(())
-        })?;
-        sizes.push(size as f64 * source.repeat());
-    }
-    let total: f64 = sizes.iter().sum();
-    let mut texts = Vec::new();
-    for (i, (source, size)) in sources.iter().zip(sizes).enumerate() {
-        let wanted = (bytes as f64 * size / total.max(1.0)) as u64;
-        // Of a source that is repeated, no more than all.
-        let share = wanted as f64 * source.repeat() / size.max(1.0);
-        let mut taken = 0;
+    // Of each source the documents with the lowest random numbers, as many as could be needed if it were the only one: so one
+    // reading is enough, and no more than `bytes` per source is held.
+    let mut sources = Vec::new();
+    for (i, source) in recipe.data.sources.iter().enumerate() {
+        let source = OpenSource::open(source, recipe)?;
+        let mut drawn: BinaryHeap<(u64, String)> = BinaryHeap::new();
+        let (mut size, mut held) = (0, 0);
         source.for_each(chat, &mut |_| {}, &mut |_, document| {
             let hash = document.content_hash();
-            let drawn = Rng::new(hash, Stream::Sample, i as u64).uniform() < share;
-            if drawn && split.has(hash) && taken < wanted.max(1) {
-                for segment in document.segments.into_iter().filter(|s| !s.special) {
-                    taken += segment.text.len() as u64;
-                    texts.push(segment.text);
+            if split.has(hash) {
+                let text: String = document.segments.into_iter().filter(|s| !s.special).map(|s| s.text).collect();
+                size += text.len() as u64;
+                held += text.len() as u64;
+                drawn.push((Rng::new(hash, Stream::Sample, i as u64).bits(), text));
+                while drawn.peek().is_some_and(|(_, text)| held - text.len() as u64 >= bytes) {
+                    held -= drawn.pop().map_or(0, |(_, text)| text.len() as u64);
                 }
             }
             Ok(())
         })?;
+        sources.push((size as f64 * source.repeat(), drawn));
+    }
+    let total: f64 = sources.iter().map(|(weight, _)| weight).sum();
+    let mut texts = Vec::new();
+    for (weight, drawn) in sources {
+        let mut left = bytes as f64 * (weight / total.max(1.0));
+        for (_, text) in drawn.into_sorted_vec() {
+            if left <= 0.0 {
+                break;
+            }
+            left -= text.len() as f64;
+            texts.push(text);
+        }
     }
     Ok(texts)
 }
