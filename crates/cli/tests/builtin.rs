@@ -50,8 +50,8 @@ fn nine_of_ten_sums_and_differences_of_two_digit_numbers_that_it_has_never_seen_
         let mut right = 0;
         for p in &asked {
             let (thinking, answer) = model.ask(&format!("What is {p}?"));
-            assert!(!thinking.is_empty(), "{p}: no steps");
-            if evaluate_answer(&answer) == Some(p.answer()) {
+            // An answer without its steps does not count, even if it is right.
+            if evaluate_answer(&answer) == Some(p.answer()) && !thinking.is_empty() {
                 right += 1;
             } else {
                 println!("{p} is {}, not {answer:?}; steps:\n{thinking}", p.answer());

@@ -183,8 +183,9 @@ impl<'m> Chat<'m> {
             }
             flow
         };
-        let request =
-            Request { prompt: &prompt, options: &self.options, choice: self.retries, session: &mut self.session };
+        // The borders of thinking may be special tokens, and the splitter must see them.
+        let options = GenerateOptions { keep_special: true, ..self.options.clone() };
+        let request = Request { prompt: &prompt, options: &options, choice: self.retries, session: &mut self.session };
         let generation = generate_batch(self.model, vec![request], Some(self.tokenizer), &mut |_, event| match event {
             Event::Prefill { done, total } => on_event(ChatEvent::Prefill { done, total }),
             Event::Token { .. } => on_event(ChatEvent::Token),

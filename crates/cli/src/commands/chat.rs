@@ -85,8 +85,6 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         max_new_tokens: args.max_new_tokens.unwrap_or(model.config().max_position_embeddings),
         sampling,
         eos_token_ids: files.eos_token_ids()?,
-        // The borders of thinking may be special tokens.
-        keep_special: true,
         ..Default::default()
     };
     let mut chat = Chat::new(&model, &tokenizer, template.as_ref(), options);

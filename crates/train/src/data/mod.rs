@@ -28,8 +28,7 @@ use crate::{
     rng::{Rng, Stream},
 };
 
-/// A target that is none: the loss leaves the position out. Equal to `jevons_kernels::IGNORE`.
-pub const IGNORE: u32 = u32::MAX;
+pub use jevons_kernels::IGNORE;
 
 /// A row of a batch: one or more sequences laid end to end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -118,7 +118,7 @@ pub(super) fn explain(message: &str) -> String {
         return format!("unknown key `{key}`{near}; here a recipe may have {}", expected.join(", "));
     }
     match message.strip_prefix("missing field ") {
-        Some(key) => format!("the key {key} is missing"),
+        Some(key) => format!("the key {key} is missing; `jevons train --example` prints every key"),
         None => message.trim_end().replace('\n', "; "),
     }
 }
