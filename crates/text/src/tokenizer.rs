@@ -24,7 +24,7 @@ pub enum TokenizerError {
     /// It is no tokenizer.json.
     #[error("{origin}: not a tokenizer.json: {what}; expected the file that is published beside a model")]
     Format {
-        /// File or "<memory>".
+        /// The file, or that it came from memory.
         origin: String,
         /// What the parser says.
         what: String,

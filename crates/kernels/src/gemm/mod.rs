@@ -5,7 +5,7 @@
 //! six lines; every other path returns the same bits, whatever the blocking, because blocks cut M and N freely and K only
 //! between chunks, where the accumulator is stored exactly.
 //!
-//! The left operand is packed on the way in as f32 strips of 4 rows, the right one is packed by [`pack`].
+//! The left operand is packed on the way in as f32 strips of 4 rows, the right one is packed once, see `pack.rs`.
 
 pub(crate) mod lanes;
 pub(crate) mod pack;
