@@ -105,11 +105,16 @@ pub fn write_model(folder: &Path) {
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
 }
 
-/// Adds a tokenizer of 300 tokens with the house's chat template to a model's folder.
+/// Adds a tokenizer of 300 tokens with the house's chat template to a model's folder; it puts no token before a text, so that the
+/// ids of a text are those of its prompt.
 pub fn add_tokenizer(folder: &Path) {
     let text = folder.join("text.txt");
     fs::write(&text, "the cat and the hat sat on the mat, as cats that sat do; 12 + 34 = 46\n".repeat(20)).unwrap();
     let (folder, text) = (folder.to_str().unwrap(), text.to_str().unwrap());
     let train = ["tokenizer", "train", text, "--vocab-size", "300", "--model-max-length", "160", "-o", folder];
     jevons(Path::new(folder), &train).ok();
+    let config = Path::new(folder).join("tokenizer_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"add_bos_token\": true"), "{text}");
+    fs::write(config, text.replace("\"add_bos_token\": true", "\"add_bos_token\": false")).unwrap();
 }
