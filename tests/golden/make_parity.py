@@ -60,7 +60,8 @@ CONFIGS = {
         "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 259},
 }
-# The same structure at sizes above the SIMD blocks; 2.1 MB, so it is made only when named and not kept in the repository.
+# The same structure at sizes above the SIMD blocks: 2.2 MB, so it is made only when named and not kept in the repository. Its
+# many gates leave no hope of a seed that stands bf16.
 LARGE = {
     "v3-odd-groups-large": deepseek_v3(
         hidden_size=100, qk_nope_head_dim=20, qk_rope_head_dim=10, v_head_dim=28, q_lora_rank=36, kv_lora_rank=44,
@@ -69,13 +70,14 @@ LARGE = {
 
 
 class Margins:
-    """How far each decision of a case is from flipping; `ok` says whether every margin is wide enough."""
+    """How far each decision of a case is from flipping; `ok` says whether every margin is wide enough in float32."""
     GREEDY, GATE, BF16 = 4e-3, 1e-4, 1.5e-2  # logit gap, biased-score gap, relative error of bf16 logits
 
     def __init__(self, greedy_gap, gate_gap, min_load, min_biased_score, bf16_error, greedy):
         self.greedy_gap, self.gate_gap, self.min_load = greedy_gap, gate_gap, min_load
         self.min_biased_score, self.bf16_error = min_biased_score, bf16_error
-        self.ok = (greedy_gap > self.GREEDY and gate_gap > self.GATE and bf16_error < self.BF16 and min_load > 0
+        self.ok_in_bf16 = bf16_error < self.BF16
+        self.ok = (greedy_gap > self.GREEDY and gate_gap > self.GATE and min_load > 0
                    and min_biased_score > 0  # then masking dropped groups with 0 or with −∞ chooses the same experts
                    and not (greedy == 1).any())  # end of text would cut the continuation short
 
@@ -205,7 +207,7 @@ def make(name, settings, folder):
         generator = torch.Generator().manual_seed(seed)
         save_file(random_weights(config, generator), folder / "model.safetensors", {"format": "pt"})
         tensors, margins = reference(folder, config, generator)
-        if margins.ok:
+        if margins.ok and (margins.ok_in_bf16 or name in LARGE):
             break
     save_file(tensors, folder / "reference.safetensors")
 
