@@ -293,9 +293,11 @@ impl Building<'_> {
             let (ids, targets) = self.encoder.document(origin, document)?;
             Ok((ids, targets, document.content_hash(), document.learnt_bytes()))
         };
-        let encoded: Vec<_> = waiting.par_iter().map(encode).collect::<Result<_, DataError>>()?;
+        // Results, not one result of all: of several errors rayon keeps whichever came first in time.
+        let encoded: Vec<Result<_, DataError>> = waiting.par_iter().map(encode).collect();
         let mut raw = Vec::new();
-        for (ids, targets, hash, bytes) in encoded {
+        for document in encoded {
+            let (ids, targets, hash, bytes) = document?;
             raw.clear();
             for (id, target) in ids.iter().zip(targets) {
                 raw.extend_from_slice(&id.to_le_bytes()[..self.id_bytes]);
