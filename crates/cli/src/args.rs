@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use jevons_infer::Sampling;
-use jevons_model::Precision;
+use jevons_model::{LoadOptions, MlaForm, Precision};
 
 /// Of every command that computes.
 #[derive(Clone, Debug, Default, Args)]
@@ -12,6 +12,10 @@ pub struct ComputeArgs {
     /// Number format of matrix products [default: what is stored]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArg>,
+    /// Form of latent attention: keys and values per head, or one latent vector for all (a far smaller cache) [default: by the size
+    /// of the longest context's cache]
+    #[arg(long, value_enum)]
+    mla: Option<MlaArg>,
     /// CPU threads; changes the time taken, never the result [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -23,6 +27,12 @@ enum PrecisionArg {
     Bf16,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MlaArg {
+    Expanded,
+    Absorbed,
+}
+
 impl ComputeArgs {
     /// Starts the threads; to be called once, before anything is computed.
     pub fn start_threads(&self) -> anyhow::Result<()> {
@@ -31,12 +41,19 @@ impl ComputeArgs {
         pool.build_global().context("cannot start the threads")
     }
 
-    /// As the model crate names it.
-    pub fn precision(&self) -> Option<Precision> {
-        self.precision.map(|p| match p {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-        })
+    /// As the model crate names them.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            precision: self.precision.map(|p| match p {
+                PrecisionArg::F32 => Precision::F32,
+                PrecisionArg::Bf16 => Precision::Bf16,
+            }),
+            mla: self.mla.map(|m| match m {
+                MlaArg::Expanded => MlaForm::Expanded,
+                MlaArg::Absorbed => MlaForm::Absorbed,
+            }),
+            mtp: false,
+        }
     }
 }
 

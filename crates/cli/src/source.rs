@@ -95,8 +95,8 @@ impl Files {
     /// Loads the weights.
     pub fn model(&self, compute: &ComputeArgs) -> anyhow::Result<Model> {
         Ok(match self {
-            Self::BuiltIn(files) => Model::from_bytes(files.config, files.weights, compute.precision())?,
-            Self::Folder(folder) => Model::load(folder, compute.precision())?,
+            Self::BuiltIn(files) => Model::from_bytes(files.config, files.weights, compute.load_options())?,
+            Self::Folder(folder) => Model::load(folder, compute.load_options())?,
         })
     }
 

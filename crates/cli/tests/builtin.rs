@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, path::Path};
 
 use jevons_infer::{Chat, GenerateOptions, Sampling};
-use jevons_model::Model;
+use jevons_model::{LoadOptions, Model};
 use jevons_text::{ChatTemplate, Tokenizer};
 use jevons_train::data::arithmetic::{Op, evaluate_answer, heldout_pairs};
 
@@ -18,7 +18,7 @@ fn open() -> BuiltIn {
     let size: u64 = std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
     assert!(size <= 8 << 20, "{size} bytes");
     BuiltIn {
-        model: Model::load(&dir, None).unwrap(),
+        model: Model::load(&dir, LoadOptions::default()).unwrap(),
         tokenizer: Tokenizer::from_file(dir.join("tokenizer.json")).unwrap(),
         template: ChatTemplate::from_folder(&dir).unwrap().unwrap(),
     }

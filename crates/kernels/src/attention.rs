@@ -6,6 +6,9 @@
 //! merge in ascending order: `m = max(m₁, m₂)`, `l = fma(l₁, α₁, l₂·α₂)`, the same for `o`; `out = o / l`.
 //! A query never sees a later key, so a prompt cut anywhere gives the same bits.
 //!
+//! A **latent cache** ([`KvBlocks::latent`]) holds one key for all heads, whose first `Dv` numbers are the value as well: the absorbed
+//! form of latent attention. Its queries are tiled over tokens and heads together, so that a block is read once for all heads.
+//!
 //! Source: Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135 (backward).
 //! Shapes: `H` query heads share `G` key heads; `Dk`, `Dv` head widths; `q` `[T, H·Dk]`, `k` `[T, G·Dk]`, `v` `[T, G·Dv]`.
 
@@ -63,6 +66,20 @@ impl KvBlocks {
         })
     }
 
+    /// Empty, for one key that all heads share and whose first `shape.dv` numbers are the value: held once.
+    ///
+    /// # Panics
+    /// If there are more key heads, or the value is wider than the key.
+    pub fn latent(dtype: Dtype, shape: HeadShape) -> Self {
+        assert!(shape.kv_heads == 1 && shape.dv <= shape.dk, "{shape:?} shares no key that holds its value");
+        let mut kv = Self::new(dtype, shape);
+        match &mut kv.0 {
+            AnyKv::F32(kv) => kv.latent = true,
+            AnyKv::Bf16(kv) => kv.latent = true,
+        }
+        kv
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -93,10 +110,11 @@ impl KvBlocks {
     }
 }
 
-/// A block holds, per key head, `[64 outputs, Dk]` packed keys and `[Dv outputs, 64]` packed values.
+/// A block holds, per key head, `[64 outputs, Dk]` packed keys and, unless latent, `[Dv outputs, 64]` packed values.
 #[derive(Clone)]
 struct Kv<E> {
     shape: HeadShape,
+    latent: bool,
     len: usize,
     data: Aligned<E>,
 }
@@ -104,7 +122,7 @@ struct Kv<E> {
 impl<E: Packable> Kv<E> {
     fn new(shape: HeadShape) -> Self {
         assert!(shape.heads.is_multiple_of(shape.kv_heads));
-        Self { shape, len: 0, data: Aligned::zeros(0) }
+        Self { shape, latent: false, len: 0, data: Aligned::zeros(0) }
     }
 
     fn key_len(&self) -> usize {
@@ -116,15 +134,30 @@ impl<E: Packable> Kv<E> {
     }
 
     fn head_len(&self) -> usize {
-        self.key_len() + self.value_len()
+        self.key_len() + if self.latent { 0 } else { self.value_len() }
     }
 
     fn keys(&self, block: usize, head: usize) -> &[E] {
         &self.data[(block * self.shape.kv_heads + head) * self.head_len()..][..self.key_len()]
     }
 
-    fn values(&self, block: usize, head: usize) -> &[E] {
-        &self.data[(block * self.shape.kv_heads + head) * self.head_len() + self.key_len()..][..self.value_len()]
+    /// Packed values; those of a latent block are made in `scratch` from its keys.
+    fn values<'a>(&'a self, block: usize, head: usize, scratch: &'a mut Vec<E>) -> &'a [E] {
+        if !self.latent {
+            let at = (block * self.shape.kv_heads + head) * self.head_len() + self.key_len();
+            return &self.data[at..][..self.value_len()];
+        }
+        let HeadShape { dk, dv, .. } = self.shape;
+        let keys = self.keys(block, head);
+        scratch.resize(self.value_len(), E::narrow(0.0));
+        for row in 0..BLOCK {
+            let keys = &keys[row / PANEL * dk.div_ceil(2) * PAIR..];
+            for d in 0..dv {
+                scratch[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
+                    keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)];
+            }
+        }
+        scratch
     }
 
     fn truncate(&mut self, len: usize) {
@@ -147,6 +180,7 @@ impl<E: Packable> Kv<E> {
         let first = self.len;
         self.len += tokens;
         self.data.resize(self.len.div_ceil(BLOCK) * kv_heads * self.head_len());
+        let dv = if self.latent { 0 } else { dv };
         for t in 0..tokens {
             for head in 0..kv_heads {
                 let (k, v) = (&k[(t * kv_heads + head) * dk..][..dk], &v[(t * kv_heads + head) * dv..][..dv]);
@@ -158,8 +192,7 @@ impl<E: Packable> Kv<E> {
     fn put(&mut self, position: usize, head: usize, kv: Option<(&[E], &[E])>) {
         let HeadShape { kv_heads, dk, dv, .. } = self.shape;
         let at = (position / BLOCK * kv_heads + head) * self.head_len();
-        let key_len = self.key_len();
-        let head_len = self.head_len();
+        let (key_len, head_len, latent) = (self.key_len(), self.head_len(), self.latent);
         let (keys, values) = self.data[at..at + head_len].split_at_mut(key_len);
         let row = position % BLOCK;
         let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
@@ -167,7 +200,7 @@ impl<E: Packable> Kv<E> {
         for d in 0..dk {
             keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
         }
-        for d in 0..dv {
+        for d in 0..if latent { 0 } else { dv } {
             values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
                 kv.map_or(zero, |(_, v)| v[d]);
         }
@@ -195,20 +228,49 @@ pub fn forward(
     seqs: &mut [Sequence<'_>],
 ) -> (Tensor, Vec<f32>) {
     let (dk, dv) = (shape.kv_heads * shape.dk, shape.kv_heads * shape.dv);
-    assert_eq!([q.cols, k.cols, v.cols], [shape.heads * shape.dk, dk, dv]);
+    assert_eq!([k.cols, v.cols], [dk, dv]);
     assert!(k.rows == q.rows && v.rows == q.rows && k.dtype() == q.dtype() && v.dtype() == q.dtype());
     for s in seqs.iter_mut() {
         match &mut s.kv.0 {
-            AnyKv::F32(kv) => {
+            AnyKv::F32(kv) if !kv.latent => {
                 kv.append(&k.f32()[s.first * dk..], &v.f32()[s.first * dv..], s.tokens);
             }
-            AnyKv::Bf16(kv) => {
+            AnyKv::Bf16(kv) if !kv.latent => {
                 kv.append(&bf16::slice(k)[s.first * dk..], &bf16::slice(v)[s.first * dv..], s.tokens);
             }
+            _ => panic!("a latent cache takes no values"),
         }
     }
-    let mut out = Tensor::zeros(q.dtype(), q.rows, shape.heads * shape.dv);
-    let mut lse = vec![0.0; q.rows * shape.heads];
+    attend(isa, shape, q, seqs)
+}
+
+/// [`forward`] on latent caches: `k` `[T, Dk]` is the key of all heads, its first `Dv` columns their value.
+pub fn latent_forward(
+    isa: Isa,
+    shape: HeadShape,
+    q: &Tensor,
+    k: &Tensor,
+    seqs: &mut [Sequence<'_>],
+) -> (Tensor, Vec<f32>) {
+    assert!(shape.kv_heads == 1 && k.cols == shape.dk && k.rows == q.rows && k.dtype() == q.dtype());
+    for s in seqs.iter_mut() {
+        match &mut s.kv.0 {
+            AnyKv::F32(kv) if kv.latent => kv.append(&k.f32()[s.first * shape.dk..], &[], s.tokens),
+            AnyKv::Bf16(kv) if kv.latent => kv.append(&bf16::slice(k)[s.first * shape.dk..], &[], s.tokens),
+            _ => panic!("a latent cache is needed"),
+        }
+    }
+    attend(isa, shape, q, seqs)
+}
+
+/// Queries against caches that hold their own keys already.
+fn attend(isa: Isa, shape: HeadShape, q: &Tensor, seqs: &[Sequence<'_>]) -> (Tensor, Vec<f32>) {
+    assert_eq!(q.cols, shape.heads * shape.dk);
+    let HeadShape { heads, dk, dv, .. } = shape;
+    let mut out = Tensor::zeros(q.dtype(), q.rows, heads * dv);
+    let mut lse = vec![0.0; q.rows * heads];
+    // Rows of a tile are tokens of one head, or, where all heads share the key, tokens and heads: `stack` rows per token.
+    let stack = if shape.kv_heads == 1 { heads } else { 1 };
     struct Task {
         seq: usize,
         head: usize,
@@ -217,38 +279,48 @@ pub fn forward(
     }
     let mut tasks = Vec::new();
     for (seq, s) in seqs.iter().enumerate() {
-        for from in (0..s.tokens).step_by(BLOCK) {
-            let rows = (s.tokens - from).min(BLOCK);
-            tasks.extend((0..shape.heads).map(|head| Task { seq, head, from, rows }));
+        for from in (0..s.tokens * stack).step_by(BLOCK) {
+            let rows = (s.tokens * stack - from).min(BLOCK);
+            tasks.extend((0..heads / stack).map(|head| Task { seq, head, from, rows }));
         }
     }
-    let seqs = &*seqs;
+    // Row of `[T·H, ·]` that row `r` of a task is.
+    let place = |t: &Task, r: usize| (seqs[t.seq].first * stack + t.from + r) * (heads / stack) + t.head;
     let run = |t: &Task| {
         let s = &seqs[t.seq];
-        let left = head_view(q, s.first + t.from, shape.dk, t.head, false);
-        let position = s.kv.len() - s.tokens + t.from;
+        let left = row_view(q, place(t, 0), heads / stack, dk);
+        let start = s.kv.len() - s.tokens;
+        let position = |r: usize| start + (t.from + r) / stack;
         match &s.kv.0 {
-            AnyKv::F32(kv) => tile_forward(isa, kv, &left, t.head, position, t.rows),
-            AnyKv::Bf16(kv) => tile_forward(isa, kv, &left, t.head, position, t.rows),
+            AnyKv::F32(kv) => tile_forward(isa, kv, &left, t.head, &position, t.rows),
+            AnyKv::Bf16(kv) => tile_forward(isa, kv, &left, t.head, &position, t.rows),
         }
     };
-    let cost: usize = tasks.iter().map(|t| t.rows * seqs[t.seq].kv.len() * (shape.dk + shape.dv)).sum();
+    let cost: usize = tasks.iter().map(|t| t.rows * seqs[t.seq].kv.len() * (dk + dv)).sum();
     let results: Vec<_> =
         if cost < 64 * 1024 { tasks.iter().map(run).collect() } else { tasks.par_iter().map(run).collect() };
     with_element!(q.dtype(), E => {
         let o = E::slice_mut(&mut out);
         for (t, (rows, l)) in tasks.iter().zip(&results) {
             for r in 0..t.rows {
-                let token = seqs[t.seq].first + t.from + r;
-                let at = (token * shape.heads + t.head) * shape.dv;
-                for (o, x) in o[at..at + shape.dv].iter_mut().zip(&rows[r * shape.dv..]) {
+                let at = place(t, r);
+                for (o, x) in o[at * dv..][..dv].iter_mut().zip(&rows[r * dv..]) {
                     *o = E::narrow(*x);
                 }
-                lse[token * shape.heads + t.head] = l[r];
+                lse[at] = l[r];
             }
         }
     });
     (out, lse)
+}
+
+/// Rows `first, first + step, ...` of `x` seen as `[·, d]`.
+fn row_view(x: &Tensor, first: usize, step: usize, d: usize) -> Left<'_> {
+    let data = match &x.storage {
+        crate::tensor::Storage::F32(x) => LeftData::F32(&x[first * d..]),
+        crate::tensor::Storage::Bf16(x) => LeftData::Bf16(&x[first * d..]),
+    };
+    Left { data, row_stride: step * d, col_stride: 1, round: false }
 }
 
 /// Rows of one head of `x` (`[T, heads · d]`) from row `first` on.
@@ -280,47 +352,48 @@ fn strips(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> Vec<f32> {
     out
 }
 
-/// Queries of one head at `position..position + rows`. Returns `[rows, Dv]` and the log-sum-exps.
+/// Queries of one head, or of all heads that share a key, in the order of their positions. Returns `[rows, Dv]` and the log-sum-exps.
 fn tile_forward<E: Packable>(
     isa: Isa,
     kv: &Kv<E>,
     q: &Left<'_>,
     head: usize,
-    position: usize,
+    position: &dyn Fn(usize) -> usize,
     rows: usize,
 ) -> (Vec<f32>, Vec<f32>) {
     let HeadShape { heads, kv_heads, dk, dv, scale } = kv.shape;
     let group = head / (heads / kv_heads);
     let q = strips(isa, q, rows, dk);
     let width = dv.next_multiple_of(PANEL);
-    let blocks = (position + rows).div_ceil(BLOCK);
+    let blocks = (position(rows - 1) + 1).div_ceil(BLOCK);
     let mut total = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
     let mut s = vec![0.0f32; rows * BLOCK];
     let mut p_strips = vec![0.0f32; rows.next_multiple_of(4) * BLOCK];
     let mut pv = vec![0.0f32; rows * width];
     let mut alpha = vec![0.0f32; rows];
+    let mut values = Vec::new();
     for segment in (0..blocks).step_by(SEGMENT) {
         let mut part = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
         for block in segment..(segment + SEGMENT).min(blocks) {
             let right = Right { data: kv.keys(block, group), panel_stride: dk.div_ceil(2) * PAIR };
             tiles(isa, rows, BLOCK / PANEL, dk.div_ceil(2), &q, &right, &mut s, BLOCK, false);
             for r in 0..rows {
-                let seen = (position + r + 1).saturating_sub(block * BLOCK).min(BLOCK);
+                let seen = (position(r) + 1).saturating_sub(block * BLOCK).min(BLOCK);
                 alpha[r] = softmax_step(isa, &mut s[r * BLOCK..][..BLOCK], seen, scale, &mut part.0[r], &mut part.1[r]);
             }
             let view =
                 Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
             view.pack(isa, 0, rows, 0, BLOCK, &mut p_strips);
-            let right = Right { data: kv.values(block, group), panel_stride: BLOCK / 2 * PAIR };
+            let right = Right { data: kv.values(block, group, &mut values), panel_stride: BLOCK / 2 * PAIR };
             tiles(isa, rows, width / PANEL, BLOCK / 2, &p_strips, &right, &mut pv, width, false);
             for r in 0..rows {
                 // A query that sees nothing of this block is left alone, so that its bits do not depend on its neighbours.
-                if position + r >= block * BLOCK {
+                if position(r) >= block * BLOCK {
                     scale_add(isa, &mut part.2[r * width..][..width], alpha[r], &pv[r * width..][..width], 1.0);
                 }
             }
         }
-        for r in (0..rows).filter(|r| position + r >= segment * BLOCK) {
+        for r in (0..rows).filter(|r| position(*r) >= segment * BLOCK) {
             if segment == 0 {
                 (total.0[r], total.1[r]) = (part.0[r], part.1[r]);
                 total.2[r * width..][..width].copy_from_slice(&part.2[r * width..][..width]);

@@ -32,7 +32,7 @@ pub use gemm::{
 pub use half::bf16;
 pub use isa::Isa;
 pub use loss::IGNORE;
-pub use moe::{GateShape, Routing};
+pub use moe::{GateShape, Routing, Scoring};
 pub use ops::Ops;
 pub use pointwise::LatentHeads;
 pub use rope::{Angles, RopeLayout};

@@ -1,18 +1,30 @@
 //! Choosing experts and moving tokens to them and back.
 //!
-//! Source: DeepSeek-V3 technical report, arXiv:2412.19437, equations 12 to 20.
+//! Source: DeepSeek-V3 technical report, arXiv:2412.19437, equations 12 to 20; DeepSeek-V2, arXiv:2405.04434, section 2.2 (softmax
+//! scores, groups by their maximum).
 //! Shapes: `T` tokens, `E` routed experts, `K` experts per token, `D` model width.
 
 use crate::{
     isa::{Isa, multi_isa},
-    math::{sigmoid, sum16},
+    math::{exp, sigmoid, sum16},
     rows,
     tensor::{Dtype, Element, Tensor, with_element},
 };
 
+/// How a gate turns logits into scores, and rates a group of experts by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// `sigmoid`, each expert by itself; a group counts as the sum of its two best. DeepSeek-V3.
+    Sigmoid,
+    /// `softmax` over all experts; a group counts as its best. DeepSeek-V2.
+    Softmax,
+}
+
 /// How a gate chooses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GateShape {
+    /// Logits to scores.
+    pub scoring: Scoring,
     /// `E`
     pub experts: usize,
     /// `K`
@@ -34,7 +46,7 @@ pub struct Routing {
     pub experts: Vec<u32>,
     /// Their weights, `[T, K]`.
     pub weights: Vec<f32>,
-    /// `sigmoid` of all logits, `[T, E]`.
+    /// Scores of all experts, `[T, E]`.
     pub scores: Vec<f32>,
     /// Rows of each expert in the sorted order: expert `e` has `offsets[e]..offsets[e + 1]`, `[E + 1]`.
     pub offsets: Vec<usize>,
@@ -53,21 +65,28 @@ impl Routing {
     }
 }
 
-/// Scores `s = sigmoid(logits)`; the bias chooses, the unbiased score weighs: groups by the sum of their two best biased
+/// Scores `s` by [`Scoring`]; the bias, if there is one, chooses, the unbiased score weighs: the best groups by their biased
 /// scores, then the `K` best of the kept groups (ties to the lower number), `w = scale · s / (Σ s + 1e-20)`.
 ///
 /// `logits`: f32 `[T, E]`; `bias`: `[E]`.
-pub fn route(logits: &Tensor, bias: &[f32], g: GateShape) -> Routing {
+pub fn route(isa: Isa, logits: &Tensor, bias: Option<&[f32]>, g: GateShape) -> Routing {
     let e = g.experts;
-    assert!(logits.cols == e && bias.len() == e && g.top_k <= e && e.is_multiple_of(g.groups));
-    let scores: Vec<f32> = logits.f32().iter().map(|x| sigmoid(*x)).collect();
+    assert!(logits.cols == e && bias.is_none_or(|b| b.len() == e) && g.top_k <= e && e.is_multiple_of(g.groups));
+    let mut scores = logits.f32().to_vec();
+    match g.scoring {
+        Scoring::Sigmoid => scores.iter_mut().for_each(|x| *x = sigmoid(*x)),
+        Scoring::Softmax => softmax_rows(isa, &mut scores, e),
+    }
     let t = logits.rows;
     let (mut experts, mut weights) = (Vec::with_capacity(t * g.top_k), Vec::with_capacity(t * g.top_k));
     let mut biased = vec![0.0; e];
     let per = e / g.groups;
     let mut order: Vec<u32> = Vec::with_capacity(e);
     for s in scores.chunks_exact(e) {
-        biased.iter_mut().zip(s).zip(bias).for_each(|((b, s), bias)| *b = s + bias);
+        biased.copy_from_slice(s);
+        if let Some(bias) = bias {
+            biased.iter_mut().zip(bias).for_each(|(b, bias)| *b += bias);
+        }
         if g.top_groups < g.groups {
             let mut ranked: Vec<(f32, usize)> = biased
                 .chunks_exact(per)
@@ -77,7 +96,7 @@ pub fn route(logits: &Tensor, bias: &[f32], g: GateShape) -> Routing {
                     for b in group {
                         (first, second) = if *b > first { (*b, first) } else { (first, second.max(*b)) };
                     }
-                    (if per > 1 { first + second } else { first }, i)
+                    (if g.scoring == Scoring::Sigmoid && per > 1 { first + second } else { first }, i)
                 })
                 .collect();
             ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -118,7 +137,8 @@ pub fn route(logits: &Tensor, bias: &[f32], g: GateShape) -> Routing {
 
 /// Gradient of the logits, f32 `[T, E]`, given `dw` = ∂loss/∂weights `[T, K]`, and the sequence-wise balance loss.
 ///
-/// Through `w_i = c·s_i/Σ`: `ds_i = c/Σ · (dw_i − Σ_j dw_j s_j / Σ)`. The balance loss of a sequence of `T` tokens is
+/// Through `w_i = c·s_i/Σ`: `ds_i = c/Σ · (dw_i − Σ_j dw_j s_j / Σ)`; then through the scores: `dlogit = ds·s·(1 − s)` for sigmoid,
+/// `s·(ds − Σ_j ds_j s_j)` for softmax. The balance loss of a sequence of `T` tokens is
 /// `alpha · Σ_e f_e P_e`, `f_e = E/(K·T) · #chosen(e)` without gradient, `P_e = mean_t(s_te / Σ_j s_tj)`; it is averaged over
 /// the sequences of `cu_seqlens`, and `share` is this micro-batch's part of the step's sequences.
 pub fn route_grad(
@@ -165,10 +185,28 @@ pub fn route_grad(
             }
         }
     }
-    for (d, s) in out.iter_mut().zip(&r.scores) {
-        *d *= s * (1.0 - s);
+    for (d, s) in out.chunks_exact_mut(e).zip(r.scores.chunks_exact(e)) {
+        match g.scoring {
+            Scoring::Sigmoid => d.iter_mut().zip(s).for_each(|(d, s)| *d *= s * (1.0 - s)),
+            Scoring::Softmax => {
+                let mean = sum16(e, |i| d[i] * s[i]);
+                d.iter_mut().zip(s).for_each(|(d, s)| *d = s * (*d - mean));
+            }
+        }
     }
     (d, loss)
+}
+
+multi_isa! {
+    /// Each row of `x` `[T, E]` to `exp(x − max) / Σ`.
+    fn softmax_rows(x: &mut [f32], e: usize) {
+        for x in x.chunks_exact_mut(e) {
+            let top = x.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a });
+            x.iter_mut().for_each(|x| *x = exp(*x - top));
+            let sum = sum16(e, |i| x[i]);
+            x.iter_mut().for_each(|x| *x /= sum);
+        }
+    }
 }
 
 /// Row `i` of the result is row `rows[i]` of `x`.

@@ -261,6 +261,55 @@ impl Ops {
         pointwise::latent_split_grad(dk, dv, heads)
     }
 
+    /// Queries of a latent attention's heads, moved into the latent space: of `q` `[T, H·(Dn + Dr)]`, `[q_n·Uₕ ; q_r]` per head,
+    /// `[T, H·(R + Dr)]`. `up[h]`: `Uₕᵀ`, `[R, Dn]`.
+    pub fn latent_query(&self, q: &Tensor, up: &[Matrix], heads: LatentHeads) -> Tensor {
+        let LatentHeads { heads: h, nope, rope, .. } = heads;
+        let latent = up[0].n();
+        assert!(up.len() == h && q.cols == h * (nope + rope) && up.iter().all(|u| (u.n(), u.k()) == (latent, nope)));
+        let mut y = pointwise::widen_heads(q, h, nope, rope, latent);
+        self.heads_matmul(q, nope + rope, up, &mut y, latent + rope);
+        y
+    }
+
+    /// Values of a latent attention's heads from their latent sums `o` `[T, H·R]`: `o·Vₕᵀ` per head, `[T, H·Dv]`. `up[h]`: `[Dv, R]`.
+    pub fn latent_output(&self, o: &Tensor, up: &[Matrix]) -> Tensor {
+        let (dv, latent) = (up[0].n(), up[0].k());
+        assert!(o.cols == up.len() * latent && up.iter().all(|u| (u.n(), u.k()) == (dv, latent)));
+        let mut y = Tensor::zeros(o.dtype(), o.rows, up.len() * dv);
+        self.heads_matmul(o, latent, up, &mut y, dv);
+        y
+    }
+
+    /// First columns of each head of `x` (`width` apart) times `w[h]ᵀ`, to the first columns of each head of `y` (`out_width` apart).
+    fn heads_matmul(&self, x: &Tensor, width: usize, w: &[Matrix], y: &mut Tensor, out_width: usize) {
+        let (stride, rows) = (y.cols, x.rows);
+        assert!(x.cols == w.len() * width && y.cols == w.len() * out_width && y.rows == rows);
+        if rows == 0 {
+            return;
+        }
+        let out = Out::of(y);
+        let problems: Vec<_> = w
+            .iter()
+            .enumerate()
+            .map(|(h, w)| Problem {
+                m: rows,
+                left: Left::part(x, h * width, rounds(w)),
+                right: &w.0,
+                bias: None,
+                out: out.offset(h * out_width),
+                stride,
+            })
+            .collect();
+        gemm::run(self.isa, &problems);
+    }
+
+    /// Causal attention on latent caches ([`KvBlocks::latent`](attention::KvBlocks::latent)): appends `k` `[T, R + Dr]`, whose first `R`
+    /// columns are the value; `q` `[T, H·(R + Dr)]`. Returns `[T, H·R]`.
+    pub fn latent_attention(&self, shape: HeadShape, q: &Tensor, k: &Tensor, seqs: &mut [Sequence<'_>]) -> Tensor {
+        attention::latent_forward(self.isa, shape, q, k, seqs).0
+    }
+
     /// Causal attention: appends to each sequence's cache; returns `[T, H·Dv]` and log-sum-exps `[T, H]`.
     pub fn attention(
         &self,
@@ -287,8 +336,8 @@ impl Ops {
     // ---- experts --------------------------------------------------------------------------------------------------
 
     /// Chooses experts; `logits`: f32 `[T, E]`.
-    pub fn route(&self, logits: &Tensor, bias: &[f32], gate: GateShape) -> Routing {
-        moe::route(logits, bias, gate)
+    pub fn route(&self, logits: &Tensor, bias: Option<&[f32]>, gate: GateShape) -> Routing {
+        moe::route(self.isa, logits, bias, gate)
     }
 
     /// Gradient of the logits (f32) and the sequence-wise balance loss.

@@ -147,6 +147,21 @@ pub fn latent_split(kv: &Tensor, kr: &Tensor, d: LatentHeads) -> (Tensor, Tensor
     (k, v)
 }
 
+/// Of each head `[nope ; rope]` of `q` the rope part, behind `latent` zeros: `[T, H·(latent + rope)]`.
+pub fn widen_heads(q: &Tensor, heads: usize, nope: usize, rope: usize, latent: usize) -> Tensor {
+    let mut y = Tensor::zeros(q.dtype(), q.rows, heads * (latent + rope));
+    let cols = y.cols;
+    with_element!(q.dtype(), E => {
+        let q_ = E::slice(q);
+        rows::each(E::slice_mut(&mut y), cols, |first, y| {
+            for (y, q) in y.chunks_exact_mut(latent + rope).zip(q_[first * q.cols..].chunks_exact(nope + rope)) {
+                y[latent..].copy_from_slice(&q[nope..]);
+            }
+        });
+    });
+    y
+}
+
 /// Gradients of [`latent_split`]: `dkv` `[T, H·(nope + v)]` and `dkr` `[T, rope]`, heads summed in ascending order.
 pub fn latent_split_grad(dk: &Tensor, dv: &Tensor, d: LatentHeads) -> (Tensor, Tensor) {
     let mut dkv = Tensor::zeros(Dtype::F32, dk.rows, d.heads * (d.nope + d.v));

@@ -1,6 +1,6 @@
 //! A pre-norm residual block: `h += attention(norm(h)); h += ffn(norm(h))`. The residual stream `h` is f32 `[T, D]`.
 
-use jevons_kernels::{HeadShape, KvBlocks, Ops, Tensor};
+use jevons_kernels::{Dtype, KvBlocks, Ops, Tensor};
 
 use crate::{Batch, Gqa, Grads, Mla, Moe, RmsNorm, SwiGlu, Weights, gate::Balance, gqa, mla, moe, swiglu};
 
@@ -74,11 +74,11 @@ enum FfnSaved {
 }
 
 impl Block {
-    /// Heads as the cache sees them.
-    pub fn head_shape(&self) -> HeadShape {
+    /// An empty cache for [`Block::infer`], and for [`Block::forward`] unless a latent attention is absorbed.
+    pub fn new_cache(&self, dtype: Dtype) -> KvBlocks {
         match &self.attention {
-            Attention::Mla(a) => a.shape(),
-            Attention::Gqa(a) => a.shape,
+            Attention::Mla(a) => a.new_cache(dtype),
+            Attention::Gqa(a) => KvBlocks::new(dtype, a.shape),
         }
     }
 
@@ -108,7 +108,7 @@ impl Block {
     pub fn infer(&self, ops: &Ops, w: &Weights, mut h: Tensor, batch: &Batch, kv: &mut [&mut KvBlocks]) -> Tensor {
         let x = self.attention_norm.forward(ops, w, &h).0;
         let y = match &self.attention {
-            Attention::Mla(a) => a.forward(ops, w, &x, batch, kv).0,
+            Attention::Mla(a) => a.infer(ops, w, &x, batch, kv),
             Attention::Gqa(a) => a.forward(ops, w, &x, batch, kv).0,
         };
         ops.add(&mut h, &y);
@@ -165,8 +165,7 @@ impl Block {
     ) -> f32 {
         let h = saved.h;
         let inner = saved.inner.unwrap_or_else(|| {
-            let mut caches: Vec<_> =
-                (1..batch.cu_seqlens.len()).map(|_| KvBlocks::new(w.dtype(), self.head_shape())).collect();
+            let mut caches: Vec<_> = (1..batch.cu_seqlens.len()).map(|_| self.new_cache(w.dtype())).collect();
             self.run(ops, w, &h, batch, &mut caches.iter_mut().collect::<Vec<_>>()).1
         });
         let mut dx = Tensor::zeros(dh.dtype(), dh.rows, dh.cols);

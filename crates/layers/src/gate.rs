@@ -1,6 +1,6 @@
-//! The gate of a mixture of experts: sigmoid scores, a bias that only selects, groups.
+//! The gate of a mixture of experts: scores, a bias that only selects, groups.
 //!
-//! Source: DeepSeek-V3, arXiv:2412.19437, section 2.1.2. Shapes: `T` tokens, `D` model width, `E` experts, `K` chosen.
+//! Source: DeepSeek-V3, arXiv:2412.19437, section 2.1.2; DeepSeek-V2, arXiv:2405.04434, section 2.2. Shapes: `T` tokens, `D` model width, `E` experts, `K` chosen.
 
 use jevons_kernels::{Dtype, GateShape, Ops, Routing, Tensor};
 
@@ -11,8 +11,8 @@ use crate::{Grads, Linear, ParamId, Weights};
 pub struct Gate {
     /// `[E, D]`
     pub linear: Linear,
-    /// `e_score_correction_bias`, `[E]`: chooses experts, does not weigh them, takes no gradient.
-    pub bias: ParamId,
+    /// `e_score_correction_bias`, `[E]`: chooses experts, does not weigh them, takes no gradient. DeepSeek-V2 has none.
+    pub bias: Option<ParamId>,
     /// How experts are chosen.
     pub shape: GateShape,
 }
@@ -21,7 +21,7 @@ impl Gate {
     /// `x`: `[T, D]`. Logits stay f32.
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> Routing {
         let logits = self.linear.forward_as(ops, w, x, Dtype::F32);
-        ops.route(&logits, w.vector(self.bias), self.shape)
+        ops.route(&logits, self.bias.map(|b| w.vector(b)), self.shape)
     }
 
     /// `dw`: ∂loss/∂weights `[T, K]`. Adds to the gradient of the matrix and to `dx`; returns the balance loss, see

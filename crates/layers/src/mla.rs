@@ -1,4 +1,4 @@
-//! Multi-head latent attention in its expanded form: keys and values per head, from a shared latent vector.
+//! Multi-head latent attention: keys and values per head, from a shared latent vector.
 //!
 //! Source: DeepSeek-V3, arXiv:2412.19437, equations 1 to 11. Shapes: `T` tokens, `D` model width, `H` heads, `Rq` and `R` the latent
 //! widths (`q_lora_rank`, `kv_lora_rank`), `Dn`, `Dr`, `Dv` widths of a head's unrotated, rotated and value part.
@@ -9,6 +9,10 @@
 //! [k_n ; v] per head = c_kv·Wkvbᵀ                 k = [k_n ; k_r]
 //! y = attention(q, k, v)·Woᵀ
 //! ```
+//!
+//! This is the *expanded* form. The *absorbed* one, for inference only, moves queries into the latent space instead, `q̃ = [q_n·Wuk ; q_r]`,
+//! attends to the keys `[c_kv ; k_r]` with values `c_kv`, one for all heads, and moves the sums out by `Wuv`. The mathematics is the
+//! same, the rounding is not, so a run keeps to one form. Its cache has `R + Dr` numbers per token instead of `H·(Dn + Dr + Dv)`.
 
 use jevons_kernels::{AttentionSaved, Dtype, HeadShape, KvBlocks, LatentHeads, Ops, RopeLayout, Sequence, Tensor};
 
@@ -44,6 +48,8 @@ pub struct Mla {
     pub scale: f32,
     /// Pairs are neighbours if true, halves if false.
     pub interleave: bool,
+    /// Whether [`Mla::infer`] runs the absorbed form; `kv_b` is then a [`LatentUp`](crate::LatentUp).
+    pub absorbed: bool,
 }
 
 /// What [`Mla::backward`] needs besides `x`.
@@ -76,6 +82,16 @@ impl Mla {
         HeadShape { heads: h.heads, kv_heads: h.heads, dk: h.nope + h.rope, dv: h.v, scale: self.scale }
     }
 
+    /// An empty cache of the form that [`Mla::infer`] runs.
+    pub fn new_cache(&self, dtype: Dtype) -> KvBlocks {
+        if self.absorbed { KvBlocks::latent(dtype, self.latent_shape()) } else { KvBlocks::new(dtype, self.shape()) }
+    }
+
+    fn latent_shape(&self) -> HeadShape {
+        let dk = self.latent + self.heads.rope;
+        HeadShape { heads: self.heads.heads, kv_heads: 1, dk, dv: self.latent, scale: self.scale }
+    }
+
     fn q_layout(&self) -> RopeLayout {
         let h = self.heads;
         let head_dim = h.nope + h.rope;
@@ -87,7 +103,15 @@ impl Mla {
         RopeLayout { heads: 1, head_dim: dim, offset: 0, dim, interleave: self.interleave }
     }
 
-    fn up(&self, ops: &Ops, w: &Weights, x: &Tensor, batch: &Batch, q_raw: Option<&Tensor>, kv_raw: &Tensor) -> Up {
+    /// Queries `[T, H·(Dn + Dr)]`, rotated, and what the norm before them gave.
+    fn queries(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        x: &Tensor,
+        batch: &Batch,
+        q_raw: Option<&Tensor>,
+    ) -> (Tensor, Option<(Tensor, Vec<f32>)>) {
         let (mut q, q_norm) = match (self.query, q_raw) {
             (Query::Latent(_, norm, b), Some(raw)) => {
                 let normed = norm.forward(ops, w, raw);
@@ -97,12 +121,43 @@ impl Mla {
             _ => unreachable!("a latent query has its raw form and a direct one has none"),
         };
         ops.rope(&mut q, self.q_layout(), &batch.angles);
-        let latent = ops.columns(kv_raw, 0, self.latent);
+        (q, q_norm)
+    }
+
+    /// The latent vectors `[T, R]` before their norm, and the rotated keys `[T, Dr]`.
+    fn latents(&self, ops: &Ops, batch: &Batch, kv_raw: &Tensor) -> (Tensor, Tensor) {
         let mut k_rope = ops.columns(kv_raw, self.latent, self.heads.rope);
         ops.rope(&mut k_rope, self.k_layout(), &batch.angles);
+        (ops.columns(kv_raw, 0, self.latent), k_rope)
+    }
+
+    fn q_raw(&self, ops: &Ops, w: &Weights, x: &Tensor) -> Option<Tensor> {
+        match self.query {
+            Query::Latent(a, ..) => Some(a.forward(ops, w, x)),
+            Query::Direct(_) => None,
+        }
+    }
+
+    fn up(&self, ops: &Ops, w: &Weights, x: &Tensor, batch: &Batch, q_raw: Option<&Tensor>, kv_raw: &Tensor) -> Up {
+        let (q, q_norm) = self.queries(ops, w, x, batch, q_raw);
+        let (latent, k_rope) = self.latents(ops, batch, kv_raw);
         let kv_norm = self.kv_norm.forward(ops, w, &latent);
         let (k, v) = ops.latent_split(&self.kv_b.forward(ops, w, &kv_norm.0), &k_rope, self.heads);
         Up { q_norm, kv_norm, latent, q, k, v }
+    }
+
+    /// [`Mla::forward`] in the form of the model's settings, where no backward follows.
+    pub fn infer(&self, ops: &Ops, w: &Weights, x: &Tensor, batch: &Batch, kv: &mut [&mut KvBlocks]) -> Tensor {
+        if !self.absorbed {
+            return self.forward(ops, w, x, batch, kv).0;
+        }
+        let up = w.latent_up(self.kv_b.weight);
+        let (q, _) = self.queries(ops, w, x, batch, self.q_raw(ops, w, x).as_ref());
+        let q = ops.latent_query(&q, &up.keys, self.heads);
+        let (latent, k_rope) = self.latents(ops, batch, &self.kv_a.forward(ops, w, x));
+        let k = ops.beside(&self.kv_norm.forward(ops, w, &latent).0, &k_rope);
+        let o = ops.latent_attention(self.latent_shape(), &q, &k, &mut sequences(batch, kv));
+        self.o.forward(ops, w, &ops.latent_output(&o, &up.values))
     }
 
     /// `x`: `[T, D]`; `kv`: each sequence's cache, appended to. Returns `[T, D]`.
@@ -114,10 +169,7 @@ impl Mla {
         batch: &Batch,
         kv: &mut [&mut KvBlocks],
     ) -> (Tensor, Saved) {
-        let q_raw = match self.query {
-            Query::Latent(a, ..) => Some(a.forward(ops, w, x)),
-            Query::Direct(_) => None,
-        };
+        let q_raw = self.q_raw(ops, w, x);
         let kv_raw = self.kv_a.forward(ops, w, x);
         let up = self.up(ops, w, x, batch, q_raw.as_ref(), &kv_raw);
         let (o, lse) = ops.attention(self.shape(), &up.q, &up.k, &up.v, &mut sequences(batch, kv));

@@ -2,7 +2,7 @@
 
 use std::ops::Index;
 
-use jevons_kernels::{Dtype, Matrix};
+use jevons_kernels::{Dtype, LatentHeads, Matrix};
 
 /// A parameter of a model: its place in the order of the published layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +15,50 @@ pub enum Param {
     Matrix(Matrix),
     /// A gain or bias, f32 (holding bf16 numbers where the model computes in bf16).
     Vector(Vec<f32>),
+    /// `kv_b_proj` of a latent attention in its absorbed form.
+    LatentUp(LatentUp),
+}
+
+/// `kv_b_proj` `[H·(Dn + Dv), R]` cut by heads, so that queries can be moved into the latent space and sums out of it.
+#[derive(Clone)]
+pub struct LatentUp {
+    /// Keys, transposed: `[R, Dn]` per head.
+    pub keys: Vec<Matrix>,
+    /// Values: `[Dv, R]` per head.
+    pub values: Vec<Matrix>,
+}
+
+impl LatentUp {
+    /// From f32 values `[H·(Dn + Dv), R]`, row-major.
+    pub fn new(dtype: Dtype, values: &[f32], heads: LatentHeads, latent: usize) -> Self {
+        let LatentHeads { nope, v, .. } = heads;
+        assert_eq!(values.len(), heads.heads * (nope + v) * latent);
+        let parts = values.chunks_exact((nope + v) * latent).map(|head| head.split_at(nope * latent));
+        let (keys, values) = parts
+            .map(|(k, v_rows)| {
+                let transposed: Vec<f32> =
+                    (0..latent).flat_map(|r| (0..nope).map(move |n| k[n * latent + r])).collect();
+                (Matrix::from_f32(dtype, &transposed, latent, nope), Matrix::from_f32(dtype, v_rows, v, latent))
+            })
+            .unzip();
+        Self { keys, values }
+    }
+
+    /// The values that it was made of, `[H·(Dn + Dv), R]` row-major, as f32 (rounded to the format of the matrices).
+    pub fn to_vec_f32(&self) -> Vec<f32> {
+        let mut all = Vec::new();
+        for (k, v) in self.keys.iter().zip(&self.values) {
+            let (latent, nope, k) = (k.n(), k.k(), k.to_vec_f32());
+            all.extend((0..nope).flat_map(|n| (0..latent).map(move |r| (n, r))).map(|(n, r)| k[r * nope + n]));
+            all.extend(v.to_vec_f32());
+        }
+        all
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.keys.iter().chain(&self.values).map(Matrix::bytes).sum()
+    }
 }
 
 /// All compute weights of a model.
@@ -39,7 +83,15 @@ impl Weights {
     pub fn vector(&self, id: ParamId) -> &[f32] {
         match &self.params[id.0] {
             Param::Vector(v) => v,
-            Param::Matrix(_) => panic!("parameter {} is a matrix", id.0),
+            Param::Matrix(_) | Param::LatentUp(_) => panic!("parameter {} is a matrix", id.0),
+        }
+    }
+
+    /// An up-projection of an absorbed latent attention.
+    pub fn latent_up(&self, id: ParamId) -> &LatentUp {
+        match &self.params[id.0] {
+            Param::LatentUp(up) => up,
+            _ => panic!("parameter {} is not cut by heads", id.0),
         }
     }
 
@@ -60,6 +112,7 @@ impl Weights {
             .map(|p| match p {
                 Param::Matrix(m) => m.bytes(),
                 Param::Vector(v) => v.len() * 4,
+                Param::LatentUp(up) => up.bytes(),
             })
             .sum()
     }
@@ -71,6 +124,7 @@ impl Index<ParamId> for Weights {
         match &self.params[id.0] {
             Param::Matrix(m) => m,
             Param::Vector(_) => panic!("parameter {} is a vector", id.0),
+            Param::LatentUp(_) => panic!("parameter {} is cut by heads: the model is for inference only", id.0),
         }
     }
 }

@@ -3,10 +3,10 @@
 //! The direction moves the input and all parameters at once. The step is near the cube root of the rounding unit, where
 //! truncation and rounding balance; the bound is about three times the worst of many seeds (measured, see each test).
 
-use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Tensor};
+use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
 use jevons_layers::{
-    Attention, Balance, Batch, Block, Ffn, Gate, Gqa, Grads, IGNORE, Keep, Linear, Mla, Moe, Param, ParamId, Query,
-    RmsNorm, SwiGlu, Weights, head_loss,
+    Attention, Balance, Batch, Block, Ffn, Gate, Gqa, Grads, IGNORE, Keep, Linear, Mla, Moe, Mtp, MtpRows, Param,
+    ParamId, Query, RmsNorm, SwiGlu, Weights, head_loss,
 };
 
 const H: f32 = 4e-3;
@@ -224,6 +224,7 @@ fn mla(p: &mut Params, d: usize, latent_query: bool, interleave: bool) -> Mla {
         latent: 6,
         scale: 0.35,
         interleave,
+        absorbed: false,
     }
 }
 
@@ -258,11 +259,14 @@ fn latent_attention_with_and_without_a_latent_query_and_with_dropped_up_projecti
     }
 }
 
-fn moe(p: &mut Params, d: usize, normalise: bool) -> Moe {
+fn moe(p: &mut Params, d: usize, scoring: Scoring, normalise: bool) -> Moe {
     let (e, f) = (6, 5);
-    let shape = GateShape { experts: e, top_k: 2, groups: 3, top_groups: 2, normalise, scale: 2.5 };
+    let shape = GateShape { scoring, experts: e, top_k: 2, groups: 3, top_groups: 2, normalise, scale: 2.5 };
+    if scoring == Scoring::Softmax {
+        p.vector(e, 0.0); // Idle, so that the rest gets other values: with these no choice is near another.
+    }
     let linear = p.linear(e, d);
-    let bias = p.vector(e, 0.0);
+    let bias = (scoring == Scoring::Sigmoid).then(|| p.vector(e, 0.0));
     Moe {
         gate: Gate { linear, bias, shape },
         gates: (0..e).map(|_| p.matrix(f, d)).collect(),
@@ -275,11 +279,13 @@ fn moe(p: &mut Params, d: usize, normalise: bool) -> Moe {
 const NO_BALANCE: Balance<'static> = Balance { alpha: 0.0, cu_seqlens: &[0, 11], share: 1.0 };
 
 #[test]
-fn mixture_of_experts_with_and_without_normalised_weights() {
+fn mixture_of_experts_with_either_scoring_with_and_without_normalised_weights() {
     let ops = ops();
-    for normalise in [true, false] {
+    for (scoring, normalise) in
+        [(Scoring::Sigmoid, true), (Scoring::Sigmoid, false), (Scoring::Softmax, true), (Scoring::Softmax, false)]
+    {
         let mut p = Params::default();
-        let m = moe(&mut p, 9, normalise);
+        let m = moe(&mut p, 9, scoring, normalise);
         // A choice of experts is a step, not a slope: the case is good only if none changes along the direction.
         let choice = |h: f32| {
             let x = values(1, 99).iter().zip(values(2, 99)).map(|(x, d)| x + h * d).collect();
@@ -305,21 +311,23 @@ fn mixture_of_experts_with_and_without_normalised_weights() {
 #[test]
 fn the_balance_loss_is_alpha_at_perfect_balance_and_its_gradient_is_its_slope() {
     let ops = ops();
-    let shape = GateShape { experts: 5, top_k: 2, groups: 1, top_groups: 1, normalise: true, scale: 1.0 };
-    let (x0, d0) = (values(5, 55), values(6, 55));
-    let cu = [0, 4, 11];
-    let at = |h: f32| {
-        let x: Vec<f32> = x0.iter().zip(&d0).map(|(x, d)| 3.0 * x + h * d).collect();
-        ops.route(&Tensor::from_f32(x, 5), &[0.0; 5], shape)
-    };
-    let grad = |h: f32| ops.route_grad(&at(h), shape, &[0.0; 22], 1.0, &cu, 1.0);
-    assert_eq!(at(H).experts, at(-H).experts);
-    let slope = f64::from(grad(H).1 - grad(-H).1) / f64::from(2.0 * H);
-    let along = dot(grad(0.0).0.f32(), &d0);
-    assert!((along - slope).abs() < 2e-3 * slope.abs().max(0.1), "{along} against {slope}");
-    let even = Tensor::from_f32(vec![0.0; 50], 5);
-    let loss = ops.route_grad(&ops.route(&even, &[0.0; 5], shape), shape, &[0.0; 20], 0.25, &[0, 10], 1.0).1;
-    assert!((loss - 0.25).abs() < 1e-6, "{loss}");
+    for scoring in [Scoring::Sigmoid, Scoring::Softmax] {
+        let shape = GateShape { scoring, experts: 5, top_k: 2, groups: 1, top_groups: 1, normalise: true, scale: 1.0 };
+        let (x0, d0) = (values(5, 55), values(6, 55));
+        let cu = [0, 4, 11];
+        let at = |h: f32| {
+            let x: Vec<f32> = x0.iter().zip(&d0).map(|(x, d)| 3.0 * x + h * d).collect();
+            ops.route(&Tensor::from_f32(x, 5), None, shape)
+        };
+        let grad = |h: f32| ops.route_grad(&at(h), shape, &[0.0; 22], 1.0, &cu, 1.0);
+        assert_eq!(at(H).experts, at(-H).experts);
+        let slope = f64::from(grad(H).1 - grad(-H).1) / f64::from(2.0 * H);
+        let along = dot(grad(0.0).0.f32(), &d0);
+        assert!((along - slope).abs() < 2e-3 * slope.abs().max(0.1), "{along} against {slope}");
+        let even = Tensor::from_f32(vec![0.0; 50], 5);
+        let loss = ops.route_grad(&ops.route(&even, Some(&[0.0; 5]), shape), shape, &[0.0; 20], 0.25, &[0, 10], 1.0).1;
+        assert!((loss - 0.25).abs() < 1e-6, "{loss}");
+    }
 }
 
 #[test]
@@ -386,11 +394,11 @@ fn a_block_whatever_it_keeps() {
                     Attention::Mla(mla(&mut p, 9, true, true))
                 },
                 ffn_norm: p.norm(9),
-                ffn: if dense { Ffn::Dense(p.swiglu(9, 12)) } else { Ffn::Moe(moe(&mut p, 9, true)) },
+                ffn: if dense { Ffn::Dense(p.swiglu(9, 12)) } else { Ffn::Moe(moe(&mut p, 9, Scoring::Sigmoid, true)) },
             };
             let batch = batch(if dense { 6 } else { 4 });
             let run = |w: &Weights, x: &Tensor, keep| {
-                let mut kv = caches(block.head_shape());
+                let mut kv = [(); 2].map(|()| block.new_cache(Dtype::F32));
                 block.forward(&ops, w, x.clone(), &batch, &mut kv.iter_mut().collect::<Vec<_>>(), keep)
             };
             check(
@@ -411,4 +419,44 @@ fn a_block_whatever_it_keeps() {
             );
         }
     }
+}
+
+#[test]
+fn multi_token_prediction_with_a_sequence_too_short_for_it() {
+    let ops = ops();
+    let mut p = Params::default();
+    let (d, tokens) = (9, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 0]);
+    let mtp = Mtp {
+        enorm: p.norm(d),
+        hnorm: p.norm(d),
+        eh_proj: p.linear(d, 2 * d),
+        block: Block {
+            attention_norm: p.norm(d),
+            attention: Attention::Mla(mla(&mut p, d, true, true)),
+            ffn_norm: p.norm(d),
+            ffn: Ffn::Dense(p.swiglu(d, 12)),
+        },
+        norm: p.norm(d),
+        embedding: p.matrix(10, d),
+    };
+    let rows = MtpRows::new(&tokens, &[4, 1, 6]);
+    assert_eq!((&rows.rows[..], &rows.lengths[..]), (&[0, 1, 2, 5, 6, 7, 8, 9][..], &[3, 5][..]));
+    assert_eq!(rows.next, [1, 4, 1, 2, 6, 5, 3, 0]);
+    assert_eq!(rows.targets(&[10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]), [11, 12, 13, 16, 17, 18, 19, 20]);
+    let freq = [1.0, 0.3];
+    let batch = Batch::new(&rows.lengths, &[0, 0], &freq, 1.0);
+    let balance = Balance { alpha: 0.0, cu_seqlens: &batch.cu_seqlens, share: 1.0 };
+    let run = |w: &Weights, x: &Tensor| mtp.forward(&ops, w, x, &rows, &batch, Keep::All);
+    check(
+        &p,
+        11,
+        d,
+        3e-3,
+        |w, x| run(w, x).0,
+        |w, g, x, dy| {
+            let mut dx = zeros(x);
+            mtp.backward(&ops, w, g, &rows, &batch, run(w, x).1, dy.clone(), &balance, &mut dx);
+            dx
+        },
+    );
 }

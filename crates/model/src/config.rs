@@ -1,7 +1,7 @@
 //! `config.json` of the supported families: reading, checking, writing, and what follows from it (shapes, counts,
 //! rope).
 //!
-//! Source: the published files of DeepSeek-V3 and Qwen2; key names and defaults as `transformers` 5.23 reads them.
+//! Source: the published files of DeepSeek-V2, DeepSeek-V3, Qwen2 and Llama; key names and defaults as `transformers` 5.23 reads them.
 //! A config comes from strangers: every size is bounded and every relation between sizes is checked in
 //! [`Config::from_json`], so that code which has a [`Config`] may multiply its sizes without overflow.
 
@@ -24,8 +24,12 @@ use serde_json::{Map, Value};
 pub enum Family {
     /// `deepseek_v3`: multi-head latent attention and mixture of experts. `kimi_k2` is the same layout by another name.
     DeepseekV3,
+    /// `deepseek_v2`: the same attention, experts chosen by a softmax without bias. DeepSeek-V2, V2-Lite, Coder-V2.
+    DeepseekV2,
     /// `qwen2`: grouped-query attention with biases on Q, K and V, dense. The R1-Distill-Qwen models.
     Qwen2,
+    /// `llama`: grouped-query attention, dense. Llama 2 and 3, the R1-Distill-Llama models.
+    Llama,
 }
 
 impl Family {
@@ -33,7 +37,9 @@ impl Family {
     pub fn model_type(self) -> &'static str {
         match self {
             Self::DeepseekV3 => "deepseek_v3",
+            Self::DeepseekV2 => "deepseek_v2",
             Self::Qwen2 => "qwen2",
+            Self::Llama => "llama",
         }
     }
 
@@ -41,7 +47,9 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         match self {
             Self::DeepseekV3 => "DeepseekV3ForCausalLM",
+            Self::DeepseekV2 => "DeepseekV2ForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Llama => "LlamaForCausalLM",
         }
     }
 }
@@ -82,6 +90,17 @@ pub enum RopeScaling {
         /// Round the ends of the ramp to whole dimensions. True by default.
         truncate: bool,
     },
+    /// Llama 3.1: slow pairs are slowed by `factor`, fast ones kept, those between ramp by their wavelength.
+    Llama3 {
+        /// Longest context over the original one, at least 1.
+        factor: f64,
+        /// Pairs that turn fewer times than this over the original context are slowed by the whole `factor`.
+        low_freq_factor: f64,
+        /// Pairs that turn more often than this keep their frequency; above `low_freq_factor`.
+        high_freq_factor: f64,
+        /// Context of the training before the extension, in tokens.
+        original_max_position_embeddings: usize,
+    },
 }
 
 /// Attention of the family.
@@ -110,13 +129,35 @@ pub enum Attention {
         head_dim: usize,
         /// Biases on q_proj, k_proj and v_proj, as in Qwen2.
         qkv_bias: bool,
+        /// A bias on o_proj, as in Llama with `attention_bias`.
+        o_bias: bool,
     },
+}
+
+/// How latent attention is computed. The two are one function in mathematics and not in bits, so a run keeps to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MlaForm {
+    /// Keys and values per head: what training computes. Its cache holds `H·(Dn + Dr + Dv)` numbers per token and layer.
+    Expanded,
+    /// Queries moved into the latent space, for inference only. Its cache holds `kv_lora_rank + Dr` numbers per token and layer.
+    Absorbed,
+}
+
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopkMethod {
+    /// DeepSeek-V3, `noaux_tc` with `sigmoid`: a selection bias per expert; groups rated by the sum of their two best.
+    BiasedSigmoid,
+    /// DeepSeek-V2, `group_limited_greedy` (or `greedy`, one group) with `softmax`: groups rated by their best.
+    Softmax,
 }
 
 /// Mixture of experts of the layers from `first_k_dense_replace` on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moe {
-    /// `E`, at least 2 per group.
+    /// Scores and choice.
+    pub topk_method: TopkMethod,
+    /// `E`, with [`TopkMethod::BiasedSigmoid`] at least 2 per group.
     pub n_routed_experts: usize,
     /// `K`, at most the experts of `topk_group` groups.
     pub num_experts_per_tok: usize,
@@ -149,8 +190,12 @@ pub struct Config {
     pub hidden_size: usize,
     /// Width of the dense feed-forward layers.
     pub intermediate_size: usize,
+    /// Biases in the dense feed-forward layers, as in Llama with `mlp_bias`.
+    pub mlp_bias: bool,
     /// Decoder layers, those of multi-token prediction not counted.
     pub num_hidden_layers: usize,
+    /// Layers of multi-token prediction after them, 0 or 1; see [`Config::without_mtp`].
+    pub num_nextn_predict_layers: usize,
     /// `H`.
     pub num_attention_heads: usize,
     /// Longest context, in tokens.
@@ -187,7 +232,7 @@ impl Config {
     /// ```
     /// # use jevons_model::Config;
     /// let error = Config::from_json(r#"{"model_type": "gpt2"}"#).unwrap_err();
-    /// assert!(error.to_string().contains("supported: deepseek_v3"));
+    /// assert!(error.to_string().contains("supported: deepseek_v2));
     /// ```
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         read::from_json(text)
@@ -217,11 +262,39 @@ impl Config {
         new::keys(family)
     }
 
+    /// The same model without its layers of multi-token prediction, which a reply does not need. [`Config::raw`] keeps the key.
+    #[must_use]
+    pub fn without_mtp(self) -> Self {
+        Self { num_nextn_predict_layers: 0, ..self }
+    }
+
     /// The text of a config.json: every key of [`Config::raw`], in its order, and a final newline.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(&self.raw).expect("a JSON map always prints");
         text.push('\n');
         text
+    }
+
+    /// Numbers that the cache holds per token, all layers; both forms are the same without latent attention.
+    pub fn cache_numbers(&self, form: MlaForm) -> u64 {
+        let per_layer = match (&self.attention, form) {
+            (Attention::Mla { kv_lora_rank, qk_rope_head_dim, .. }, MlaForm::Absorbed) => {
+                kv_lora_rank + qk_rope_head_dim
+            }
+            (Attention::Gqa { num_key_value_heads, head_dim, .. }, _) => 2 * num_key_value_heads * head_dim,
+            _ => self.num_attention_heads * (self.qk_head_dim() + self.v_head_dim()),
+        };
+        per_layer as u64 * self.num_hidden_layers as u64
+    }
+
+    /// The form that inference takes unless told otherwise: absorbed where the expanded cache of the longest context would pass 4 GiB
+    /// in bf16. It follows from the config alone, never from load.
+    pub fn default_mla_form(&self) -> MlaForm {
+        let bytes = self.cache_numbers(MlaForm::Expanded) * 2 * self.max_position_embeddings as u64;
+        match self.attention {
+            Attention::Mla { .. } if bytes > 4 << 30 => MlaForm::Absorbed,
+            _ => MlaForm::Expanded,
+        }
     }
 
     /// Whether layer `i` has experts.

@@ -4,5 +4,7 @@ pub mod checkpoint;
 pub mod config;
 mod model;
 
-pub use config::Config;
-pub use model::{Extend, KvCache, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision};
+pub use config::{Config, MlaForm};
+pub use model::{
+    Extend, KvCache, LoadOptions, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision,
+};

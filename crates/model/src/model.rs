@@ -5,16 +5,16 @@
 
 use std::{collections::HashMap, path::Path};
 
-use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Tensor};
+use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
 use jevons_layers::{
-    self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, Keep, Linear, Mla, Moe, Param,
-    ParamId, Query, RmsNorm, SwiGlu, Weights,
+    self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
+    Linear, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
 };
 use rayon::prelude::*;
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
-    config::{self, Config, ConfigError, TensorSpec},
+    config::{self, Config, ConfigError, MlaForm, TensorSpec, TopkMethod},
 };
 
 /// Number format of the matrix products.
@@ -34,6 +34,17 @@ impl Precision {
             Self::Bf16 => Dtype::Bf16,
         }
     }
+}
+
+/// How a model is loaded; the default is what suits inference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// `None`: the format of the stored weights.
+    pub precision: Option<Precision>,
+    /// Form of latent attention; `None`: [`Config::default_mla_form`].
+    pub mla: Option<MlaForm>,
+    /// Whether the layer of multi-token prediction is loaded too, if there is one.
+    pub mtp: bool,
 }
 
 /// Why a model cannot be loaded.
@@ -58,6 +69,8 @@ pub struct Model {
     specs: Vec<TensorSpec>,
     weights: Weights,
     blocks: Vec<Block>,
+    mtp: Option<Mtp>,
+    mla: MlaForm,
     embedding: ParamId,
     norm: RmsNorm,
     head: ParamId,
@@ -115,6 +128,20 @@ pub struct MicroBatch<'a> {
     pub lengths: &'a [usize],
 }
 
+impl MicroBatch<'_> {
+    /// How many targets multi-token prediction has: those of all tokens but the first of each sequence.
+    pub fn mtp_targets(&self) -> usize {
+        let mut rest = self.targets;
+        let mut count = 0;
+        for len in self.lengths {
+            let (sequence, after) = rest.split_at(*len);
+            count += sequence.iter().skip(1).filter(|t| **t != IGNORE).count();
+            rest = after;
+        }
+        count
+    }
+}
+
 /// How a micro-batch is computed.
 #[derive(Clone, Copy, Debug)]
 pub struct PassOptions {
@@ -122,6 +149,9 @@ pub struct PassOptions {
     pub keep: Keep,
     /// Multiplies `−Σ log p`: one over the step's number of targets.
     pub scale: f32,
+    /// Multiplies `−Σ log p` of multi-token prediction: its weight over the step's number of [`MicroBatch::mtp_targets`]. 0 leaves
+    /// the layer out.
+    pub mtp_scale: f32,
     /// Weight of the sequence-wise balance loss.
     pub balance_alpha: f32,
     /// This micro-batch's part of the step's sequences.
@@ -133,6 +163,8 @@ pub struct PassOptions {
 pub struct PassOutput {
     /// Natural log-probability of each target, 0 where ignored, `[T]`.
     pub logprobs: Vec<f32>,
+    /// Sum of the natural log-probabilities that multi-token prediction gave its targets.
+    pub mtp_logprob: f64,
     /// Balance loss, all layers.
     pub balance_loss: f32,
     /// Tokens of each expert, `(layer, [E])` for each mixture-of-experts layer.
@@ -150,36 +182,36 @@ pub struct NonFinite {
 }
 
 impl Model {
-    /// Loads a checkpoint folder: config.json and safetensors. `precision` `None` takes what is stored.
+    /// Loads a checkpoint folder: config.json and safetensors.
     ///
     /// # Errors
     /// [`ModelError`] names file, tensor or key, what was expected and what was found.
-    pub fn load(dir: &Path, precision: Option<Precision>) -> Result<Self, ModelError> {
+    pub fn load(dir: &Path, options: LoadOptions) -> Result<Self, ModelError> {
         let config = Config::from_file(dir.join("config.json"))?;
-        Self::from_checkpoint(config, &Checkpoint::open(dir)?, precision)
+        Self::from_checkpoint(config, &Checkpoint::open(dir)?, options)
     }
 
     /// From a config.json text and the bytes of one safetensors file (the embedded model).
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn from_bytes(config: &str, weights: &[u8], precision: Option<Precision>) -> Result<Self, ModelError> {
-        Self::from_checkpoint(Config::from_json(config)?, &Checkpoint::from_bytes(weights)?, precision)
+    pub fn from_bytes(config: &str, weights: &[u8], options: LoadOptions) -> Result<Self, ModelError> {
+        Self::from_checkpoint(Config::from_json(config)?, &Checkpoint::from_bytes(weights)?, options)
     }
 
-    fn from_checkpoint(
-        config: Config,
-        file: &Checkpoint<'_>,
-        precision: Option<Precision>,
-    ) -> Result<Self, ModelError> {
+    fn from_checkpoint(config: Config, file: &Checkpoint<'_>, options: LoadOptions) -> Result<Self, ModelError> {
         let stored = || if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
-        Self::new(config, precision.unwrap_or_else(stored), |spec| file.read_f32(&spec.name, &spec.shape))
+        let config = if options.mtp { config } else { config.without_mtp() };
+        let form = options.mla.unwrap_or_else(|| config.default_mla_form());
+        let precision = options.precision.unwrap_or_else(stored);
+        Self::build(config, precision, form, |spec| file.read_f32(&spec.name, &spec.shape))
     }
 
-    /// From any source of f32 values, asked once for each tensor, in any order and from several threads.
+    /// From any source of f32 values, asked once for each of [`Config::tensors`], in any order and from several threads. Latent
+    /// attention is expanded, as training needs it.
     ///
     /// # Errors
-    /// What `read` returned, or an unknown `JEVONS_ISA`.
+    /// What `read` returned for the first tensor that it refused, or an unknown `JEVONS_ISA`.
     pub fn new<E: Send>(
         config: Config,
         precision: Precision,
@@ -188,24 +220,52 @@ impl Model {
     where
         ModelError: From<E>,
     {
+        Self::build(config, precision, MlaForm::Expanded, read)
+    }
+
+    fn build<E: Send>(
+        config: Config,
+        precision: Precision,
+        mla: MlaForm,
+        read: impl Fn(&TensorSpec) -> Result<Vec<f32>, E> + Sync,
+    ) -> Result<Self, ModelError>
+    where
+        ModelError: From<E>,
+    {
         let ops = Ops::new().map_err(ModelError::Isa)?;
         let specs = config.tensors();
-        let params = specs.par_iter().map(|s| Ok(param(precision, s, &read(s)?))).collect::<Result<Vec<_>, E>>()?;
-        let weights = Weights::new(precision.dtype(), params);
+        let params: Vec<Result<Param, E>> =
+            specs.par_iter().map(|s| Ok(param(&config, precision, mla, s, &read(s)?))).collect();
+        let weights = Weights::new(precision.dtype(), params.into_iter().collect::<Result<_, E>>()?);
         let ids: HashMap<&str, ParamId> =
             specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
-        let names = Names { ids: &ids, config: &config };
+        let names = Names { ids: &ids, config: &config, absorbed: mla == MlaForm::Absorbed };
         let blocks = (0..config.num_hidden_layers).map(|i| names.block(i)).collect();
         let embedding = ids["model.embed_tokens.weight"];
         let head = if config.tie_word_embeddings { embedding } else { ids["lm_head.weight"] };
         let norm = names.norm("model.norm");
+        let mtp = (config.num_nextn_predict_layers > 0).then(|| names.mtp(config.num_hidden_layers, embedding));
         let mut inv_freq = config.rope_inv_freq();
         if config.raw.get("rope_inv_freq_dtype").is_some_and(|v| v == "bfloat16") {
             // Code that casts a whole module to bf16 rounds its frequencies too; this key says that a checkpoint was made so.
             inv_freq.iter_mut().for_each(|f| *f = f64::from(jevons_kernels::math::round_bf16(*f as f32)));
         }
         let rope_factor = config.rope_attention_factor();
-        Ok(Self { ops, weights, blocks, embedding, norm, head, inv_freq, rope_factor, specs, config, precision })
+        Ok(Self {
+            ops,
+            weights,
+            blocks,
+            mtp,
+            mla,
+            embedding,
+            norm,
+            head,
+            inv_freq,
+            rope_factor,
+            specs,
+            config,
+            precision,
+        })
     }
 
     /// Its configuration.
@@ -216,6 +276,11 @@ impl Model {
     /// Number format of its products.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Form of its latent attention; `Expanded` for models without.
+    pub fn mla_form(&self) -> MlaForm {
+        self.mla
     }
 
     /// The operations it runs on.
@@ -240,20 +305,21 @@ impl Model {
 
     /// Replaces one parameter by f32 values, rounded and packed as at load.
     pub fn set(&mut self, id: ParamId, values: &[f32]) {
-        self.weights.set(id, param(self.precision, &self.specs[id.0], values));
+        self.weights.set(id, param(&self.config, self.precision, self.mla, &self.specs[id.0], values));
     }
 
-    /// The id of layer `i`'s selection bias, if it has one.
+    /// The id of layer `i`'s selection bias, if it has one; the layer of multi-token prediction comes after the last.
     pub fn gate_bias(&self, layer: usize) -> Option<ParamId> {
-        match &self.blocks[layer].ffn {
-            Ffn::Moe(moe) => Some(moe.gate.bias),
+        let block = self.blocks.get(layer).or(self.mtp.as_ref().map(|m| &m.block))?;
+        match &block.ffn {
+            Ffn::Moe(moe) => moe.gate.bias,
             Ffn::Dense(_) => None,
         }
     }
 
     /// An empty cache.
     pub fn new_cache(&self) -> KvCache {
-        let layers = self.blocks.iter().map(|b| KvBlocks::new(self.weights.dtype(), b.head_shape())).collect();
+        let layers = self.blocks.iter().map(|b| b.new_cache(self.weights.dtype())).collect();
         KvCache { layers }
     }
 
@@ -284,6 +350,19 @@ impl Model {
         let h = self.hidden(&mut [Extend { tokens, cache: &mut self.new_cache() }]);
         let x = self.norm.forward(&self.ops, &self.weights, &h).0;
         self.ops.matmul(&x, &self.weights[self.head], None, Dtype::F32)
+    }
+
+    /// What multi-token prediction expects after the next token, f32 `[S − 1, V]`: row `i` predicts token `i + 2`. `None` without
+    /// that layer, or for a sequence of one token.
+    pub fn mtp_logits(&self, tokens: &[u32]) -> Option<Tensor> {
+        let mtp = self.mtp.as_ref().filter(|_| tokens.len() > 1)?;
+        let h = self.hidden(&mut [Extend { tokens, cache: &mut self.new_cache() }]);
+        let x = self.norm.forward(&self.ops, &self.weights, &h).0;
+        let rows = MtpRows::new(tokens, &[tokens.len()]);
+        let batch = Batch::new(&rows.lengths, &[0], &self.inv_freq, self.rope_factor);
+        let (h, ..) = mtp.forward(&self.ops, &self.weights, &x, &rows, &batch, Keep::Input);
+        let x = mtp.norm.forward(&self.ops, &self.weights, &h).0;
+        Some(self.ops.matmul(&x, &self.weights[self.head], None, Dtype::F32))
     }
 
     /// Natural log-probability of each next token: `S − 1` values for a sequence of `S`.
@@ -336,10 +415,14 @@ impl Model {
         Grads::zeros(self.specs.iter().enumerate().map(len))
     }
 
-    /// Forward and backward of `−scale · Σ log p(target)` plus the balance loss; adds to `grads`.
+    /// Forward and backward of `−scale · Σ log p(target)` plus the balance loss and, as the options say, the loss of multi-token
+    /// prediction; adds to `grads`.
     ///
     /// # Errors
-    /// [`NonFinite`] with the first layer whose output is not finite; `grads` is then as before.
+    /// [`NonFinite`] with the first layer whose output is not finite; `grads` must then not be used.
+    ///
+    /// # Panics
+    /// If latent attention is absorbed: that form is for inference.
     pub fn forward_backward(
         &self,
         grads: &mut Grads,
@@ -354,37 +437,89 @@ impl Model {
         let mut saved: Vec<BlockSaved> = Vec::with_capacity(self.blocks.len());
         let mut loads = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
-            let mut caches: Vec<_> =
-                batch.lengths.iter().map(|_| KvBlocks::new(w.dtype(), block.head_shape())).collect();
+            let mut caches: Vec<_> = batch.lengths.iter().map(|_| block.new_cache(w.dtype())).collect();
             let mut kv: Vec<_> = caches.iter_mut().collect();
             let (out, kept, load) = block.forward(ops, w, h, &rows, &mut kv, options.keep);
             h = out;
             saved.push(kept);
             loads.extend(load.map(|l| (i, l)));
-            if !h.f32().par_chunks(1 << 16).all(|x| x.iter().all(|x| x.is_finite())) {
-                return Err(NonFinite { layer: format!("model.layers.{i}") });
-            }
+            check_finite(&h, i)?;
         }
-        let saved_bytes = saved.iter().map(BlockSaved::bytes).sum::<usize>() + h.bytes();
+        let mut saved_bytes = saved.iter().map(BlockSaved::bytes).sum::<usize>() + h.bytes();
         let (x, rrms) = self.norm.forward(ops, w, &h);
-        let loss = layers::head_loss(ops, w, grads, self.head, &x, batch.targets, options.scale);
+        let mut loss = layers::head_loss(ops, w, grads, self.head, &x, batch.targets, options.scale);
+        let (mut mtp_logprob, mut mtp_balance) = (0.0, 0.0);
+        if let Some(mtp) = self.mtp.as_ref().filter(|_| options.mtp_scale != 0.0) {
+            let tail = self.mtp_pass(mtp, grads, batch, options, &x, &mut loss.dx)?;
+            (mtp_logprob, mtp_balance) = (tail.logprob, tail.balance_loss);
+            loads.extend(tail.loads.map(|l| (self.blocks.len(), l)));
+            saved_bytes += tail.saved_bytes;
+        }
         let mut dh = Tensor::zeros(Dtype::F32, h.rows, h.cols);
         self.norm.backward(ops, w, grads, &h, &rrms, &loss.dx, &mut dh);
         let balance = Balance { alpha: options.balance_alpha, cu_seqlens: &rows.cu_seqlens, share: options.share };
-        let mut balance_loss = 0.0;
+        let mut balance_loss = mtp_balance;
         for (block, saved) in self.blocks.iter().zip(saved).rev() {
             balance_loss += block.backward(ops, w, grads, &rows, saved, &mut dh, &balance);
         }
         if let Some(d) = grads.get_mut(self.embedding) {
             ops.embed_grad(batch.tokens, &dh, d);
         }
-        Ok(PassOutput { logprobs: loss.logprobs, balance_loss, loads, saved_bytes })
+        Ok(PassOutput { logprobs: loss.logprobs, mtp_logprob, balance_loss, loads, saved_bytes })
     }
+
+    /// Forward and backward of multi-token prediction, from the output `x` of the final norm; adds to `grads` and to `dx`.
+    fn mtp_pass(
+        &self,
+        mtp: &Mtp,
+        grads: &mut Grads,
+        batch: &MicroBatch<'_>,
+        options: &PassOptions,
+        x: &Tensor,
+        dx: &mut Tensor,
+    ) -> Result<MtpPass, NonFinite> {
+        let (ops, w) = (&self.ops, &self.weights);
+        let rows = MtpRows::new(batch.tokens, batch.lengths);
+        if rows.rows.is_empty() {
+            return Ok(MtpPass { logprob: 0.0, balance_loss: 0.0, loads: None, saved_bytes: 0 });
+        }
+        let own = Batch::new(&rows.lengths, &vec![0; rows.lengths.len()], &self.inv_freq, self.rope_factor);
+        let (h, saved, loads) = mtp.forward(ops, w, x, &rows, &own, options.keep);
+        check_finite(&h, self.blocks.len())?;
+        let saved_bytes = saved.bytes();
+        let (x, rrms) = mtp.norm.forward(ops, w, &h);
+        let targets = rows.targets(batch.targets);
+        let loss = layers::head_loss(ops, w, grads, self.head, &x, &targets, options.mtp_scale);
+        let mut dh = Tensor::zeros(Dtype::F32, h.rows, h.cols);
+        mtp.norm.backward(ops, w, grads, &h, &rrms, &loss.dx, &mut dh);
+        let balance = Balance { alpha: options.balance_alpha, cu_seqlens: &own.cu_seqlens, share: options.share };
+        let balance_loss = mtp.backward(ops, w, grads, &rows, &own, saved, dh, &balance, dx);
+        let logprob = loss.logprobs.iter().map(|x| f64::from(*x)).sum();
+        Ok(MtpPass { logprob, balance_loss, loads, saved_bytes })
+    }
+}
+
+/// What [`Model::mtp_pass`] gave.
+struct MtpPass {
+    logprob: f64,
+    balance_loss: f32,
+    loads: Option<Vec<usize>>,
+    saved_bytes: usize,
+}
+
+fn check_finite(h: &Tensor, layer: usize) -> Result<(), NonFinite> {
+    let finite = h.f32().par_chunks(1 << 16).all(|x| x.iter().all(|x| x.is_finite()));
+    if finite { Ok(()) } else { Err(NonFinite { layer: format!("model.layers.{layer}") }) }
 }
 
 /// Compute form of a parameter. Gains and biases hold bf16 numbers where products are bf16, so that a run's model and its
 /// bf16 checkpoint are one; the selection bias stays f32.
-fn param(precision: Precision, spec: &TensorSpec, values: &[f32]) -> Param {
+fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec, values: &[f32]) -> Param {
+    if let (MlaForm::Absorbed, config::Attention::Mla { kv_lora_rank, .. }) = (mla, &config.attention)
+        && spec.name.ends_with(".kv_b_proj.weight")
+    {
+        return Param::LatentUp(LatentUp::new(precision.dtype(), values, latent_heads(config), *kv_lora_rank));
+    }
     match spec.shape[..] {
         [n, k] => Param::Matrix(Matrix::from_f32(precision.dtype(), values, n, k)),
         _ if precision == Precision::Bf16 && !spec.name.ends_with("e_score_correction_bias") => {
@@ -394,10 +529,20 @@ fn param(precision: Precision, spec: &TensorSpec, values: &[f32]) -> Param {
     }
 }
 
+/// # Panics
+/// If the attention is not latent.
+fn latent_heads(config: &Config) -> LatentHeads {
+    let config::Attention::Mla { qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } = config.attention else {
+        panic!("{:?} is not latent", config.attention)
+    };
+    LatentHeads { heads: config.num_attention_heads, nope: qk_nope_head_dim, rope: qk_rope_head_dim, v: v_head_dim }
+}
+
 /// Finds parameters by published name.
 struct Names<'a> {
     ids: &'a HashMap<&'a str, ParamId>,
     config: &'a Config,
+    absorbed: bool,
 }
 
 impl Names<'_> {
@@ -431,20 +576,25 @@ impl Names<'_> {
         }
     }
 
+    fn mtp(&self, layer: usize, embedding: ParamId) -> Mtp {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        Mtp {
+            enorm: self.norm(&name("enorm")),
+            hnorm: self.norm(&name("hnorm")),
+            eh_proj: self.linear(&name("eh_proj")),
+            block: self.block(layer),
+            norm: self.norm(&name("shared_head.norm")),
+            embedding,
+        }
+    }
+
     fn attention(&self, name: &str) -> Attention {
         let c = self.config;
         let part = |part: &str| self.linear(&format!("{name}.{part}"));
         let interleave = c.rope.interleave;
         let scale = c.softmax_scale() as f32;
         match c.attention {
-            config::Attention::Mla {
-                q_lora_rank,
-                kv_lora_rank,
-                qk_nope_head_dim,
-                qk_rope_head_dim,
-                v_head_dim,
-                ..
-            } => Attention::Mla(Mla {
+            config::Attention::Mla { q_lora_rank, kv_lora_rank, .. } => Attention::Mla(Mla {
                 query: match q_lora_rank {
                     None => Query::Direct(part("q_proj")),
                     Some(_) => {
@@ -456,15 +606,11 @@ impl Names<'_> {
                 kv_norm: self.norm(&format!("{name}.kv_a_layernorm")),
                 kv_b: part("kv_b_proj"),
                 o: part("o_proj"),
-                heads: LatentHeads {
-                    heads: c.num_attention_heads,
-                    nope: qk_nope_head_dim,
-                    rope: qk_rope_head_dim,
-                    v: v_head_dim,
-                },
+                heads: latent_heads(c),
                 latent: kv_lora_rank,
                 scale,
                 interleave,
+                absorbed: self.absorbed,
             }),
             config::Attention::Gqa { num_key_value_heads, head_dim, .. } => Attention::Gqa(Gqa {
                 q: part("q_proj"),
@@ -490,8 +636,12 @@ impl Names<'_> {
         Moe {
             gate: Gate {
                 linear: self.linear(&format!("{name}.gate")),
-                bias: self.ids[format!("{name}.gate.e_score_correction_bias").as_str()],
+                bias: self.ids.get(format!("{name}.gate.e_score_correction_bias").as_str()).copied(),
                 shape: GateShape {
+                    scoring: match moe.topk_method {
+                        TopkMethod::BiasedSigmoid => Scoring::Sigmoid,
+                        TopkMethod::Softmax => Scoring::Softmax,
+                    },
                     experts: moe.n_routed_experts,
                     top_k: moe.num_experts_per_tok,
                     groups: moe.n_group,

@@ -72,6 +72,74 @@ fn published_parameter_counts_come_out() {
 }
 
 #[test]
+fn llama_and_deepseek_v2_have_their_published_counts_and_no_selection_bias() {
+    // Model cards: 8.03 B, 70.6 B; V2-Lite: 15.7 B, of which 2.4 B run, the input embedding not counted.
+    let total = |name: &str| Config::from_file(path(name)).unwrap().total_parameters();
+    assert_eq!(total("Meta-Llama-3.1-8B.json"), 8_030_261_248);
+    let v2 = Config::from_file(path("DeepSeek-V2-Lite-Chat.json")).unwrap();
+    assert_eq!((v2.family, v2.total_parameters() / 100_000_000), (Family::DeepseekV2, 157));
+    let embedding = (v2.vocab_size * v2.hidden_size) as u64;
+    assert_eq!((v2.active_parameters() - embedding) / 100_000_000, 24);
+    assert!(v2.tensors().iter().all(|t| !t.is_always_f32()));
+    let moe = v2.moe.as_ref().unwrap();
+    assert_eq!((moe.n_group, moe.topk_group, moe.norm_topk_prob), (1, 1, false));
+    // mscale = mscale_all_dim = 0.707: reference notes, 1.3.
+    assert!((v2.softmax_scale() - 0.114_721_4).abs() < 1e-6);
+    assert_eq!(v2.default_mla_form(), jevons_model::MlaForm::Absorbed);
+}
+
+#[test]
+fn multi_token_prediction_is_a_layer_of_its_own_that_inference_drops() {
+    let config = bf16("DeepSeek-V3.json");
+    assert_eq!(config.num_nextn_predict_layers, 1);
+    let own: Vec<_> = config.tensors().into_iter().filter(|t| t.name.starts_with("model.layers.61.")).collect();
+    // Reference notes, 1.6: 11.6 B of its own.
+    assert_eq!(own.iter().map(|t| t.elements() as u64).sum::<u64>() / 100_000_000, 116);
+    assert_eq!(own.iter().find(|t| t.name.ends_with("eh_proj.weight")).unwrap().shape, [7168, 14336]);
+    let copies = config.mtp_copies();
+    assert_eq!(copies[0], ("model.layers.61.embed_tokens.weight".into(), "model.embed_tokens.weight"));
+    assert_eq!(copies[1], ("model.layers.61.shared_head.head.weight".into(), "lm_head.weight"));
+    let total = config.total_parameters();
+    let without = config.without_mtp();
+    assert_eq!(without.total_parameters(), total);
+    assert!(without.tensors().iter().all(|t| !t.name.contains("layers.61.")) && without.mtp_copies().is_empty());
+    // 576 numbers in each of 61 layers: 70,272 bytes in bf16.
+    assert_eq!(without.cache_numbers(jevons_model::MlaForm::Absorbed) * 2, 70_272);
+    assert_eq!(without.cache_numbers(jevons_model::MlaForm::Expanded), 61 * 128 * (192 + 128));
+}
+
+#[test]
+fn llama3_rope_keeps_fast_pairs_slows_slow_ones_and_ramps_between() {
+    let config = Config::from_file(path("Meta-Llama-3.1-8B.json")).unwrap();
+    let (scaled, plain) = (config.rope_inv_freq(), {
+        let mut plain = config.clone();
+        plain.rope.scaling = RopeScaling::None;
+        plain.rope_inv_freq()
+    });
+    assert_eq!(scaled.len(), 64);
+    for (k, (s, p)) in scaled.iter().zip(&plain).enumerate() {
+        let turns = 8192.0 * p / std::f64::consts::TAU;
+        let ratio = s / p;
+        match turns {
+            t if t > 4.0 => assert_eq!(ratio, 1.0, "{k}"),
+            t if t < 1.0 => assert!((ratio - 0.125).abs() < 1e-12, "{k}"),
+            _ => assert!(ratio > 0.125 && ratio < 1.0, "{k}"),
+        }
+    }
+    let broken = |changes: Value| {
+        let mut keys = keys("Meta-Llama-3.1-8B.json");
+        keys["rope_scaling"].as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        read(&keys).unwrap_err().to_string()
+    };
+    assert_eq!(
+        broken(json!({"high_freq_factor": 1.0})),
+        "`rope_scaling.high_freq_factor` is 1.0, expected a number above `low_freq_factor`, 1; usually 4"
+    );
+    assert!(broken(json!({"low_freq_factor": 0})).starts_with("`rope_scaling.low_freq_factor` is 0, expected"));
+    assert!(broken(json!({"factor": "8"})).starts_with("`rope_scaling.factor` is \"8\", expected a number"));
+}
+
+#[test]
 fn kimi_k2_is_the_same_layout_with_a_trillion_parameters_of_which_32_billion_run() {
     let config = bf16("Kimi-K2-Instruct.json");
     assert_eq!(config.family, Family::DeepseekV3);
@@ -295,10 +363,10 @@ fn keys_with_a_published_default_may_be_missing() {
 
 #[test]
 fn other_families_are_refused_by_name() {
-    let error = Config::from_file(path("Meta-Llama-3.1-8B.json")).unwrap_err().to_string();
-    let said = "`model_type` is \"llama\", which is not supported; supported: deepseek_v3 (DeepSeek-V3 and R1, Moonlight, Kimi-K2), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
-    assert_eq!(error, format!("{}: {said}", path("Meta-Llama-3.1-8B.json").display()));
-    assert!(Config::from_file(path("DeepSeek-V2-Lite-Chat.json")).unwrap_err().to_string().contains("\"deepseek_v2\""));
+    let supported = "deepseek_v2 (DeepSeek-V2, V2-Lite), deepseek_v3 (DeepSeek-V3 and R1, Moonlight, Kimi-K2), \
+                     llama (Llama 2 and 3, R1-Distill-Llama), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
+    let said = format!("`model_type` is \"gemma\", which is not supported; supported: {supported}");
+    assert_eq!(error_v3(json!({"model_type": "gemma"})), said);
     assert!(error_v3(json!({"model_type": 3})).starts_with("`model_type` is 3, which is not supported"));
 }
 
@@ -376,7 +444,7 @@ fn absurd_sizes_are_refused() {
 fn sizes_that_are_absurd_together_are_refused_without_building_the_list() {
     assert_eq!(
         error_v3(json!({"num_hidden_layers": 100_000, "n_routed_experts": 16_777_216})),
-        "the sizes together make about 5033166800003 tensors, more than the 1000000 that a model may have; is a size mistyped?"
+        "the sizes together make about 5033167600003 tensors, more than the 1000000 that a model may have; is a size mistyped?"
     );
     assert!(
         error_v3(json!({"hidden_size": 1 << 24, "vocab_size": i32::MAX}))
@@ -503,15 +571,15 @@ fn rope_keys_that_are_not_understood_are_refused() {
     let rope = |table: Value| error_v3(json!({"rope_scaling": table}));
     assert_eq!(
         rope(json!({"type": "linear", "factor": 2.0})),
-        "`rope_scaling.type` is \"linear\", which is not supported; supported: default (no scaling) and yarn"
+        "`rope_scaling.type` is \"linear\", which is not supported; supported: default (no scaling), yarn and llama3"
     );
     assert_eq!(
-        rope(json!({"rope_type": "llama3", "factor": 8.0})),
-        "`rope_scaling.rope_type` is \"llama3\", which is not supported; supported: default (no scaling) and yarn"
+        rope(json!({"rope_type": "dynamic", "factor": 8.0})),
+        "`rope_scaling.rope_type` is \"dynamic\", which is not supported; supported: default (no scaling), yarn and llama3"
     );
     assert_eq!(
         rope(json!({"factor": 2.0})),
-        "`rope_scaling.rope_type` is missing; rope_scaling needs the kind of scaling, \"default\" or \"yarn\""
+        "`rope_scaling.rope_type` is missing; rope_scaling needs the kind of scaling, \"default\", \"yarn\" or \"llama3\""
     );
     assert_eq!(rope(json!({"type": "yarn"})), "`rope_scaling.factor` is missing; rope_scaling needs a number");
     assert_eq!(
@@ -649,8 +717,8 @@ fn typos_in_a_recipe_are_refused_with_the_key_that_was_meant() {
     assert_eq!(error(json!({"colour": "blue"})), "`colour` is not a key of a deepseek_v3 model");
     assert_eq!(error(json!({"model_type": "qwen2"})), "`kv_lora_rank` is not a key of a qwen2 model");
     assert_eq!(
-        error(json!({"num_nextn_predict_layers": 1})),
-        "`num_nextn_predict_layers` is 1, which is not supported; supported: 0"
+        error(json!({"num_nextn_predict_layers": 2})),
+        "`num_nextn_predict_layers` is 2, which is not supported; supported: 0 and 1; 0 runs without these layers"
     );
     assert_eq!(
         error(json!({"attention_dropout": 0.1})),

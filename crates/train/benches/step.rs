@@ -86,6 +86,7 @@ fn main() {
             },
             micro_batch_rows: b,
             keep: Keep::All,
+            mtp_loss_weight: 0.0,
             balance_alpha: 1e-4,
             bias_update_speed: 1e-3,
             collapsed_expert_steps: 0,

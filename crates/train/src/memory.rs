@@ -22,6 +22,8 @@ pub struct StepShape {
     pub moments: Dtype,
     /// What forward keeps.
     pub keep: Keep,
+    /// Whether the layer of multi-token prediction runs, if the model has one.
+    pub mtp: bool,
 }
 
 /// Bytes by class of tensor.
@@ -68,11 +70,17 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
     let all: usize = config.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
     let tokens = s.sequences * s.length;
     let a = s.dtype.size();
-    let per_layer: Vec<Layer> = (0..config.num_hidden_layers).map(|i| layer(config, i, tokens, s)).collect();
+    let mut per_layer: Vec<Layer> = (0..config.num_hidden_layers).map(|i| layer(config, i, tokens, s)).collect();
     let d = config.hidden_size;
-    let activations: usize =
-        per_layer.iter().map(|l| if s.keep == Keep::Input { tokens * d * 4 } else { l.saved }).sum::<usize>()
-            + tokens * d * 4;
+    let kept = |l: &Layer, tokens: usize| if s.keep == Keep::Input { tokens * d * 4 } else { l.saved };
+    let mut activations = per_layer.iter().map(|l| kept(l, tokens)).sum::<usize>() + tokens * d * 4;
+    if s.mtp && config.num_nextn_predict_layers > 0 {
+        // The last token of each sequence has no next one; both norms' inputs and their outputs side by side are kept.
+        let tokens = tokens - s.sequences;
+        let mtp = layer(config, config.num_hidden_layers, tokens, s);
+        activations += kept(&mtp, tokens) + tokens * (4 * d + 3 * a * d + 8);
+        per_layer.push(mtp);
+    }
     let block = jevons_layers::head_tokens_per_block(config.vocab_size).min(tokens);
     let head = block * config.vocab_size * 4 + config.vocab_size * d * a + 2 * tokens * d * 4 + tokens * d * a;
     let inner =

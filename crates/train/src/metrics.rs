@@ -19,6 +19,9 @@ pub struct StepMetrics {
     /// Mean of `−ln p` of the step's targets, nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
+    /// Mean of `−ln p` of multi-token prediction, nats per token, where the model has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtp_loss: Option<f64>,
     /// Sequence-wise balance loss, all layers, weighted.
     #[serde(deserialize_with = "null_is_nan")]
     pub balance_loss: f64,

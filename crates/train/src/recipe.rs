@@ -58,6 +58,9 @@ pub struct Recipe {
     /// Balance of the experts; without experts nothing of it applies.
     #[serde(default)]
     pub moe: MoeSection,
+    /// Multi-token prediction, where the model has its layer.
+    #[serde(default)]
+    pub mtp: MtpSection,
     /// When and on how much the held-out loss is taken.
     #[serde(default)]
     pub evaluation: EvaluationSection,
@@ -328,6 +331,20 @@ pub struct MoeSection {
 impl Default for MoeSection {
     fn default() -> Self {
         Self { bias_update_speed: 1e-3, sequence_balance_alpha: 1e-4, collapsed_expert_steps: 200 }
+    }
+}
+
+/// `[mtp]`: multi-token prediction (arXiv:2412.19437, section 2.2), where `num_nextn_predict_layers` is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MtpSection {
+    /// λ: weight of its loss beside that of the next token; 0 leaves the layer as it is.
+    pub loss_weight: f64,
+}
+
+impl Default for MtpSection {
+    fn default() -> Self {
+        Self { loss_weight: 0.3 }
     }
 }
 

@@ -182,7 +182,7 @@ pub fn run(
         _ => {}
     }
     let tokenizer = find_tokenizer(recipe, &folder, resume, observe)?;
-    let (config, init) = start(recipe, tokenizer.as_ref())?;
+    let (config, init) = start(recipe, tokenizer.as_ref(), observe)?;
     check_fit(recipe, &config, tokenizer.as_ref())?;
     let trained = trained_parameters(recipe, &config)?;
 
@@ -193,6 +193,7 @@ pub fn run(
         dtype: precision(recipe.precision).dtype(),
         moments: moments(recipe),
         keep: keep(recipe.recompute),
+        mtp: recipe.mtp.loss_weight > 0.0,
     };
     let specs = config.tensors();
     let elements = specs.iter().zip(&trained).filter(|(_, t)| **t).map(|(s, _)| s.elements()).sum();
@@ -294,6 +295,7 @@ fn step_metrics(step: u64, lr: f64, tokens: u64, seconds: f64, report: &StepRepo
     StepMetrics {
         step,
         loss: report.loss,
+        mtp_loss: report.mtp_loss,
         balance_loss: report.balance_loss,
         grad_norm: report.grad_norm,
         lr,
@@ -443,10 +445,21 @@ fn find_tokenizer(
 }
 
 /// Config, and the weights to begin from if the recipe names some.
-fn start(recipe: &Recipe, tokenizer: Option<&Tokenizer>) -> Result<(Config, Option<Checkpoint<'static>>), RunError> {
+fn start(
+    recipe: &Recipe,
+    tokenizer: Option<&Tokenizer>,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Result<(Config, Option<Checkpoint<'static>>), RunError> {
     if let Some(init) = &recipe.model.init {
         let dir = recipe.resolve(init);
-        return Ok((Config::from_file(dir.join("config.json"))?, Some(Checkpoint::open(&dir)?)));
+        let (mut config, file) = (Config::from_file(dir.join("config.json"))?, Checkpoint::open(&dir)?);
+        let own = format!("model.layers.{}.eh_proj.weight", config.num_hidden_layers);
+        if config.num_nextn_predict_layers > 0 && file.get(&own).is_none() {
+            let text = "config.json promises multi-token prediction, the weights lack it (many tools drop it): going on without";
+            observe(Event::Notice(text.into()));
+            config = config.without_mtp();
+        }
+        return Ok((config, Some(file)));
     }
     let mut map: Map<String, Value> = recipe.model.config.clone().unwrap_or_default();
     if let Some(t) = tokenizer {
@@ -490,7 +503,9 @@ fn trained_parameters(recipe: &Recipe, config: &Config) -> Result<Vec<bool>, Run
             )));
         }
     }
-    let trained: Vec<bool> = specs.iter().map(|s| !is_bias(s) && !recipe.model.is_frozen(&s.name)).collect();
+    let mtp = format!("model.layers.{}.", config.num_hidden_layers);
+    let still = |s: &TensorSpec| is_bias(s) || (recipe.mtp.loss_weight == 0.0 && s.name.starts_with(&mtp));
+    let trained: Vec<bool> = specs.iter().map(|s| !still(s) && !recipe.model.is_frozen(&s.name)).collect();
     if trained.iter().any(|t| *t) {
         Ok(trained)
     } else {
@@ -558,6 +573,8 @@ fn build(
         .par_iter()
         .enumerate()
         .map(|(i, spec)| if trained[i] { values((i, spec)).map(Some) } else { Ok(None) })
+        .collect::<Vec<_>>()
+        .into_iter()
         .collect::<Result<Vec<_>, CheckpointError>>()?;
     let number: std::collections::HashMap<&str, usize> =
         specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
@@ -580,6 +597,7 @@ fn build(
         keep: keep(recipe.recompute),
         balance_alpha: recipe.moe.sequence_balance_alpha as f32,
         bias_update_speed: recipe.moe.bias_update_speed as f32,
+        mtp_loss_weight: recipe.mtp.loss_weight as f32,
         collapsed_expert_steps: recipe.moe.collapsed_expert_steps,
     };
     Ok(Trainer::new(model, Optimizer::new(masters, moments(recipe)), settings))

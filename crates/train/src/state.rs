@@ -111,6 +111,7 @@ pub fn values(model: &Model, id: ParamId) -> Vec<f32> {
     match &model.weights().params()[id.0] {
         Param::Matrix(m) => m.to_vec_f32(),
         Param::Vector(v) => v.clone(),
+        Param::LatentUp(up) => up.to_vec_f32(),
     }
 }
 

@@ -20,6 +20,8 @@ pub struct StepSettings {
     pub micro_batch_rows: usize,
     /// What forward keeps for backward.
     pub keep: Keep,
+    /// Weight of the loss of multi-token prediction, where the model has it.
+    pub mtp_loss_weight: f32,
     /// Weight of the sequence-wise balance loss.
     pub balance_alpha: f32,
     /// Step of the selection biases, γ.
@@ -33,6 +35,8 @@ pub struct StepSettings {
 pub struct StepReport {
     /// Mean negative log-probability of the step's targets, nats.
     pub loss: f64,
+    /// The same of multi-token prediction, where the model has it.
+    pub mtp_loss: Option<f64>,
     /// Sequence-wise balance loss, all layers.
     pub balance_loss: f64,
     /// Global norm of the gradient before clipping.
@@ -123,6 +127,7 @@ impl Trainer {
         let sequences: usize = rows.iter().map(|r| r.lengths.len()).sum();
         let mut report = StepReport {
             loss: 0.0,
+            mtp_loss: None,
             balance_loss: 0.0,
             grad_norm: 0.0,
             targets,
@@ -130,23 +135,29 @@ impl Trainer {
             loads: Vec::new(),
             saved_bytes: 0,
         };
+        let micro = self.settings.micro_batch_rows;
+        let batches: Vec<Row> = rows.chunks(micro).map(join).collect();
+        let mtp_targets: usize = batches.iter().map(|b| micro_batch(b).mtp_targets()).sum();
+        let has_mtp = self.model.config().num_nextn_predict_layers > 0;
+        let mtp_weight = if has_mtp && mtp_targets > 0 { self.settings.mtp_loss_weight } else { 0.0 };
+        let mut mtp_nats = 0.0;
         // Partial sums under way: the level of each, falling.
         let mut tree: Vec<(u32, Grads)> = Vec::new();
-        for rows in rows.chunks(self.settings.micro_batch_rows) {
+        for batch in &batches {
             let mut grads = self.buffer();
-            let batch = join(rows);
             let options = PassOptions {
                 keep: self.settings.keep,
                 scale: 1.0 / targets as f32,
+                mtp_scale: mtp_weight / mtp_targets.max(1) as f32,
                 balance_alpha: self.settings.balance_alpha,
                 share: batch.lengths.len() as f32 / sequences as f32,
             };
-            let input = MicroBatch { tokens: &batch.tokens, targets: &batch.targets, lengths: &batch.lengths };
             let out = self
                 .model
-                .forward_backward(&mut grads, &input, &options)
+                .forward_backward(&mut grads, &micro_batch(batch), &options)
                 .map_err(|source| StepError::Forward { step, source })?;
             report.loss -= out.logprobs.iter().map(|x| f64::from(*x)).sum::<f64>();
+            mtp_nats -= out.mtp_logprob;
             report.balance_loss += f64::from(out.balance_loss);
             report.saved_bytes = report.saved_bytes.max(out.saved_bytes);
             add_loads(&mut report.loads, out.loads);
@@ -162,6 +173,7 @@ impl Trainer {
         }
         let grads = tree.pop().expect("at least one micro-batch").1;
         report.loss /= targets as f64;
+        report.mtp_loss = (mtp_weight > 0.0).then(|| mtp_nats / mtp_targets as f64);
         report.grad_norm =
             Optimizer::global_norm(&self.model, &grads).map_err(|source| StepError::Backward { step, source })?;
         self.optimizer.step(&mut self.model, &grads, report.grad_norm, lr, &self.settings.optimizer);
@@ -218,6 +230,10 @@ impl Trainer {
         }
         total
     }
+}
+
+fn micro_batch(row: &Row) -> MicroBatch<'_> {
+    MicroBatch { tokens: &row.tokens, targets: &row.targets, lengths: &row.lengths }
 }
 
 fn join(rows: &[Row]) -> Row {

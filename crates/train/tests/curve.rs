@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
-use jevons_model::{Model, Precision};
+use jevons_model::{LoadOptions, Model, Precision};
 use jevons_train::{
     data::Row,
     optimizer::{Optimizer, OptimizerSettings},
@@ -33,13 +33,18 @@ fn batches() -> Vec<Vec<Row>> {
 }
 
 fn trainer(precision: Precision, micro_batch_rows: usize, keep: Keep) -> Trainer {
-    let model = Model::load(&golden("deepseek-v3"), Some(precision)).unwrap();
-    let masters = Model::load(&golden("deepseek-v3"), Some(Precision::F32)).unwrap();
+    let model =
+        Model::load(&golden("deepseek-v3"), LoadOptions { precision: Some(precision), ..LoadOptions::default() })
+            .unwrap();
+    let masters =
+        Model::load(&golden("deepseek-v3"), LoadOptions { precision: Some(Precision::F32), ..LoadOptions::default() })
+            .unwrap();
     let values = masters.weights().params().iter().zip(masters.specs()).map(|(p, s)| {
         let trained = !s.name.ends_with("e_score_correction_bias");
         trained.then(|| match p {
             jevons_layers::Param::Matrix(m) => m.to_vec_f32(),
             jevons_layers::Param::Vector(v) => v.clone(),
+            jevons_layers::Param::LatentUp(_) => unreachable!("this model is expanded"),
         })
     });
     let settings = StepSettings {
@@ -52,6 +57,7 @@ fn trainer(precision: Precision, micro_batch_rows: usize, keep: Keep) -> Trainer
         },
         micro_batch_rows,
         keep,
+        mtp_loss_weight: 0.3,
         balance_alpha: 0.0,
         bias_update_speed: 0.01,
         collapsed_expert_steps: 0,

@@ -9,7 +9,7 @@ use std::{
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
 use jevons_model::{
-    Config, Model,
+    Config, LoadOptions, Model,
     checkpoint::{SaveDtype, save_model},
 };
 use jevons_train::{
@@ -159,7 +159,7 @@ fn a_run_leaves_a_model_plots_and_metrics_and_it_learns() {
     let run = dir.path().join("run");
     assert!(summary.loss.unwrap() < 3.6, "{:?}", summary.loss); // ln 300 = 5.7 at the start; measured 2.9
     assert!(summary.heldout_bits_per_byte.unwrap() > 0.1 && summary.heldout_loss.unwrap() < 3.8);
-    let model = Model::load(&run.join("model"), None).unwrap();
+    let model = Model::load(&run.join("model"), LoadOptions::default()).unwrap();
     assert_eq!(model.config().vocab_size, 300);
     assert!(fs::read_to_string(run.join("loss.svg")).unwrap().contains("<svg"));
     assert!(fs::read_to_string(run.join("expert_load.svg")).unwrap().contains("<svg"));
@@ -219,6 +219,72 @@ fn a_recipe_can_start_from_a_checkpoint_and_ready_batches_and_follows_pytorchs_c
 }
 
 #[test]
+fn a_model_with_multi_token_prediction_trains_it_saves_it_and_resumes_to_the_bit() {
+    let (dir, path) = folder();
+    let with = |folder: &str, steps: &str| {
+        let set = [("model.config.num_nextn_predict_layers", "1"), ("schedule.steps", steps), ("run.folder", folder)];
+        recipe(&path, &set)
+    };
+    let mut losses = Vec::new();
+    run(&with("whole", "6"), false, &AtomicBool::new(false), &mut |event| {
+        if let Event::Step(s) = event {
+            losses.push((s.loss, s.mtp_loss.expect("the model has the layer"), s.loads.len()));
+        }
+    })
+    .unwrap();
+    let ((first, first_mtp, layers), (last, last_mtp, _)) = (losses[0], losses[5]);
+    assert!(last < first && last_mtp < first_mtp, "{losses:?}");
+    // Stopped after three steps and resumed: every byte the same.
+    let stop = AtomicBool::new(false);
+    run(&with("cut", "6"), false, &stop, &mut |event| {
+        if matches!(event, Event::Step(s) if s.step == 2) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    })
+    .unwrap();
+    go(&with("cut", "6"), true).unwrap();
+    let read = |run: &str, file: &str| fs::read(dir.path().join(run).join(file)).unwrap();
+    for file in ["state/checkpoint.safetensors", "model/model.safetensors", "model/config.json"] {
+        assert!(read("whole", file) == read("cut", file), "{file}");
+    }
+    // The published layout: the layer after the last, with copies of embedding and head.
+    let bytes = read("whole", "model/model.safetensors");
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let config = Config::from_file(dir.path().join("whole/model/config.json")).unwrap();
+    let (n, data) = (config.num_hidden_layers, |name: &str| file.tensor(name).unwrap().data());
+    assert_eq!((config.num_nextn_predict_layers, layers), (1, (0..=n).filter(|i| config.is_moe_layer(*i)).count()));
+    assert_eq!(file.len(), config.tensors().len() + 2);
+    assert!(data(&format!("model.layers.{n}.embed_tokens.weight")) == data("model.embed_tokens.weight"));
+    assert!(data(&format!("model.layers.{n}.shared_head.head.weight")) == data("lm_head.weight"));
+    // Its loss moves the main model's weights too, unless its weight is 0: then the layer stays as it is.
+    let off = |folder: &str| {
+        let set = [("mtp.loss_weight", "0.0"), ("model.config.num_nextn_predict_layers", "1"), ("run.folder", folder)];
+        recipe(&path, &set)
+    };
+    go(&off("off"), false).unwrap();
+    let state = read("off", "state/checkpoint.safetensors");
+    let names = safetensors::SafeTensors::deserialize(&state).unwrap();
+    assert!(names.tensor(&format!("frozen.model.layers.{n}.eh_proj.weight")).is_ok());
+    // Weights that lost the layer on their way are trained without it.
+    go(&recipe(&path, &[("run.folder", "lost")]), false).unwrap();
+    let lost = dir.path().join("lost/model");
+    let text = fs::read_to_string(lost.join("config.json")).unwrap();
+    let text = text.replace("\"num_nextn_predict_layers\": 0", "\"num_nextn_predict_layers\": 1");
+    fs::write(lost.join("config.json"), text).unwrap();
+    let (start, rest) = (RECIPE.find("[model.tokenizer]").unwrap(), RECIPE.find("[data]").unwrap());
+    let text = format!("{}[model]\ninit = \"lost/model\"\n{}", &RECIPE[..start], &RECIPE[rest..]);
+    fs::write(dir.path().join("again.toml"), text).unwrap();
+    let mut notices = Vec::new();
+    run(&Recipe::load(dir.path().join("again.toml")).unwrap(), false, &AtomicBool::new(false), &mut |event| {
+        if let Event::Notice(text) = event {
+            notices.push(text);
+        }
+    })
+    .unwrap();
+    assert!(notices.iter().any(|n| n.contains("multi-token prediction")), "{notices:?}");
+}
+
+#[test]
 fn frozen_parameters_stay_and_cost_no_state() {
     let (dir, path) = folder();
     let frozen = [("model.freeze", r#"["model.embed_tokens.*", "*.experts.*"]"#), ("schedule.steps", "3")];
@@ -250,7 +316,7 @@ fn numbers_that_blow_up_stop_the_run_with_the_layer_named_and_nothing_overwritte
     let (dir, path) = folder();
     go(&recipe(&path, &[("schedule.steps", "3")]), false).unwrap();
     // A checkpoint with one weight of layer 1 that no product survives.
-    let model = Model::load(&dir.path().join("run/model"), None).unwrap();
+    let model = Model::load(&dir.path().join("run/model"), LoadOptions::default()).unwrap();
     let values = |spec: &jevons_model::config::TensorSpec| {
         let id = model.specs().iter().position(|s| s.name == spec.name).unwrap();
         let mut values = jevons_train::state::values(&model, jevons_layers::ParamId(id));
@@ -293,18 +359,30 @@ fn an_expert_that_nobody_chooses_stops_the_run() {
 
 #[test]
 fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
-    let config = Config::from_file(golden("deepseek-v3").join("config.json")).unwrap();
-    let qwen = Config::from_file(golden("qwen2").join("config.json")).unwrap();
-    for (case, config) in [("deepseek-v3", config), ("qwen2", qwen)] {
+    for case in ["deepseek-v3", "deepseek-v3-mtp", "deepseek-v2", "qwen2"] {
+        let config = Config::from_file(golden(case).join("config.json")).unwrap();
         for (dtype, precision) in
             [(Dtype::F32, jevons_model::Precision::F32), (Dtype::Bf16, jevons_model::Precision::Bf16)]
         {
-            let model = Model::load(&golden(case), Some(precision)).unwrap();
+            let model = Model::load(
+                &golden(case),
+                LoadOptions { precision: Some(precision), mtp: true, ..LoadOptions::default() },
+            )
+            .unwrap();
             for keep in [Keep::All, Keep::ButUp, Keep::Input] {
-                let shape = StepShape { sequences: 3, length: 20, micro_batches: 1, dtype, moments: Dtype::F32, keep };
+                let shape = StepShape {
+                    sequences: 3,
+                    length: 20,
+                    micro_batches: 1,
+                    dtype,
+                    moments: Dtype::F32,
+                    keep,
+                    mtp: true,
+                };
                 let tokens = vec![1; 60];
                 let batch = jevons_model::MicroBatch { tokens: &tokens, targets: &tokens, lengths: &[20; 3] };
-                let options = jevons_model::PassOptions { keep, scale: 1.0, balance_alpha: 0.0, share: 1.0 };
+                let options =
+                    jevons_model::PassOptions { keep, scale: 1.0, mtp_scale: 0.3, balance_alpha: 0.0, share: 1.0 };
                 let out = model.forward_backward(&mut model.grads(|_| true), &batch, &options).unwrap();
                 assert_eq!(estimate(&config, 1, shape).activations, out.saved_bytes, "{case} {dtype:?} {keep:?}");
             }

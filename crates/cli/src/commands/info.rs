@@ -206,9 +206,9 @@ fn attention(c: &Config) -> Value {
             "qk_nope_head_dim": qk_nope_head_dim, "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
             "bias": bias,
         }),
-        Attention::Gqa { num_key_value_heads, head_dim, qkv_bias } => json!({
+        Attention::Gqa { num_key_value_heads, head_dim, qkv_bias, o_bias } => json!({
             "kind": "gqa", "heads": c.num_attention_heads, "num_key_value_heads": num_key_value_heads,
-            "head_dim": head_dim, "bias": qkv_bias,
+            "head_dim": head_dim, "bias": qkv_bias, "o_bias": o_bias,
         }),
     }
 }

@@ -72,7 +72,7 @@ impl Out {
     }
 }
 
-/// One product of a group. `out` must be valid for `m` rows of `stride` elements, and no two problems may overlap in it.
+/// One product of a group. The elements `(m, n)` of `out` must be valid, and no two problems may have one in common.
 pub(crate) struct Problem<'a> {
     pub m: usize,
     pub left: Left<'a>,

@@ -267,6 +267,12 @@ impl<'a> Left<'a> {
         Self { data, row_stride: x.cols, col_stride: 1, round }
     }
 
+    /// All rows of `x`, columns from `from` on.
+    pub fn part(x: &'a Tensor, from: usize, round: bool) -> Self {
+        let data = with_element!(x.dtype(), E => LeftData::from_slice(&E::slice(x)[from..]));
+        Self { data, row_stride: x.cols, col_stride: 1, round }
+    }
+
     /// Columns of `x` as rows, summing over rows of `x` from `first` on.
     pub fn columns(x: &'a Tensor, first: usize, round: bool) -> Self {
         Self { row_stride: 1, col_stride: x.cols, ..Self::rows(x, first, round) }

@@ -243,10 +243,11 @@ impl<'a> Checkpoint<'a> {
         Ok(view)
     }
 
-    /// Tensors that a model of this config does not use, sorted: a layer of multi-token prediction, rotary tables of
-    /// old tools, a tied head stored twice. Worth a warning, not an error.
+    /// Tensors that a model of this config does not use, sorted: rotary tables of old tools, a tied head stored twice. Worth a
+    /// warning, not an error.
     pub fn unexpected(&self, config: &Config) -> Vec<String> {
-        let known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).collect();
+        let copies = config.mtp_copies().into_iter().map(|(name, _)| name);
+        let known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).chain(copies).collect();
         let mut names: Vec<String> = self.names().filter(|&name| !known.contains(name)).map(str::to_owned).collect();
         names.sort();
         names

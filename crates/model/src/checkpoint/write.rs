@@ -85,11 +85,12 @@ pub fn write_safetensors(
 
 /// Saves a model in the published layout: `config.json` and `model.safetensors`, which `transformers` and others open.
 ///
-/// `values` is asked once for each tensor of [`Config::tensors`] and returns its numbers, row-major. Both files are on
+/// `values` is asked for each tensor of [`Config::tensors`] and returns its numbers, row-major; embedding and head once more for
+/// the copies that the published layout keeps with multi-token prediction ([`Config::mtp_copies`]). Both files are on
 /// the disk before the weights and then config.json are renamed into place, so only a crash between the two renames
 /// leaves files of two models; a run that needs more saves into a new folder. config.json keeps all keys of
-/// [`Config::raw`]; it says the new format of the weights, and no layers of multi-token prediction, as none are
-/// written. The folder is made if it is not there.
+/// [`Config::raw`]; it says the new format of the weights, and how many layers of multi-token prediction are written. The
+/// folder is made if it is not there.
 ///
 /// # Errors
 /// [`CheckpointError::Write`] for whatever the system says, for instance that the disk is full; a model that was there
@@ -110,13 +111,21 @@ pub fn save_model<'a>(
     };
     std::fs::create_dir_all(dir).map_err(failed(dir))?;
     let specs = config.tensors();
-    let outs: Vec<TensorOut> = specs
-        .iter()
-        .map(|spec| TensorOut { name: spec.name.clone(), dtype: dtype.of(spec), shape: spec.shape.clone() })
-        .collect();
+    let out = |name: &str, spec: &TensorSpec| TensorOut {
+        name: name.into(),
+        dtype: dtype.of(spec),
+        shape: spec.shape.clone(),
+    };
+    let copies = config.mtp_copies();
+    let copied = |(name, of): &(String, &str)| {
+        let spec = specs.iter().find(|spec| spec.name == *of).expect("a tensor of every model");
+        (spec, out(name, spec))
+    };
+    let (specs, outs): (Vec<&TensorSpec>, Vec<TensorOut>) =
+        specs.iter().map(|spec| (spec, out(&spec.name, spec))).chain(copies.iter().map(copied)).unzip();
     let metadata = BTreeMap::from([("format".into(), "pt".into())]);
     let weights = stream(&dir.join(SINGLE), &metadata, &outs, |i, out| {
-        let values = values(&specs[i]);
+        let values = values(specs[i]);
         assert_eq!(values.len(), specs[i].elements(), "`{}` is {:?}", specs[i].name, specs[i].shape);
         write_values(&values, outs[i].dtype, out)
     })?;
@@ -141,9 +150,10 @@ fn saved_keys(config: &Config, dtype: SaveDtype) -> Map<String, Value> {
     }
     for key in ["num_nextn_predict_layers", "num_mtp_layers"] {
         if let Some(layers) = raw.get_mut(key) {
-            *layers = 0.into();
+            *layers = config.num_nextn_predict_layers.into();
         }
     }
+    raw.shift_remove("quantization_config"); // What is written is not quantised.
     raw
 }
 

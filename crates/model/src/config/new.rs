@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{Config, ConfigError, Family, RopeScaling, read};
+use super::{Attention, Config, ConfigError, Family, RopeScaling, read};
 
 /// A key that [`Config::from_map`] takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,11 @@ const fn key(name: &'static str, default: KeyDefault, doc: &'static str) -> Key 
 }
 
 const COMMON: &[Key] = &[
-    key("model_type", Required, "the layout: deepseek_v3 (latent attention, mixture of experts) or qwen2 (dense)"),
+    key(
+        "model_type",
+        Required,
+        "the layout: deepseek_v3, deepseek_v2 (latent attention, mixture of experts), qwen2 or llama (dense)",
+    ),
     key("vocab_size", Required, "tokens of the vocabulary"),
     key("hidden_size", Required, "width of the residual stream"),
     key("intermediate_size", Required, "width of a dense feed-forward layer"),
@@ -56,7 +60,7 @@ const COMMON: &[Key] = &[
     key(
         "rope_scaling",
         Json("null"),
-        "context extension: a table with type = \"yarn\", factor, original_max_position_embeddings, ...",
+        "context extension: a table with type = \"yarn\" or \"llama3\", factor, original_max_position_embeddings, ...",
     ),
     key("rope_parameters", Absent, "rope_theta and rope_scaling in one table, the newer style"),
     key("bos_token_id", Json("null"), "token that starts a text"),
@@ -69,30 +73,46 @@ const COMMON: &[Key] = &[
     key("architectures", Derived("model_type"), "for other tools: the class to load"),
 ];
 
-const DEEPSEEK_V3: &[Key] = &[
+/// Latent attention and experts.
+const DEEPSEEK: &[Key] = &[
     key("q_lora_rank", Json("null"), "latent width of queries; absent: queries come straight from the hidden state"),
     key("kv_lora_rank", Required, "latent width of keys and values"),
     key("qk_nope_head_dim", Required, "part of a head's query and key that does not rotate"),
     key("qk_rope_head_dim", Required, "part that rotates; even"),
     key("v_head_dim", Required, "width of a head's value"),
     key("attention_bias", Json("false"), "biases on q_a_proj, kv_a_proj_with_mqa and o_proj"),
-    key("rope_interleave", Json("true"), "whether rotated pairs are neighbours"),
     key("n_routed_experts", Required, "experts of a layer"),
     key("num_experts_per_tok", Required, "experts that a token runs through"),
     key("n_shared_experts", Json("1"), "experts that every token runs through besides"),
     key("moe_intermediate_size", Required, "width of an expert"),
     key("n_group", Json("1"), "groups that the experts are cut into"),
     key("topk_group", Derived("n_group"), "groups that a token may use"),
+    key("first_k_dense_replace", Json("1"), "first layers that are dense"),
+    key("moe_layer_freq", Json("1"), "of the later layers, one in so many has experts"),
+    key("pretraining_tp", Json("1"), "for other tools; always 1"),
+    key("head_dim", Derived("qk_rope_head_dim"), "for other tools: the part that rotates"),
+    key("qk_head_dim", Derived("qk_nope_head_dim + qk_rope_head_dim"), "for other tools: width of a head's query"),
+];
+
+const DEEPSEEK_V3: &[Key] = &[
+    key("rope_interleave", Json("true"), "whether rotated pairs are neighbours"),
     key("norm_topk_prob", Json("true"), "whether the chosen experts' weights are scaled to sum to 1"),
     key("routed_scaling_factor", Json("2.5"), "factor on the routed experts' sum"),
     key("scoring_func", Json("\"sigmoid\""), "the gate's scores; sigmoid only"),
     key("topk_method", Json("\"noaux_tc\""), "choice of experts by biased scores; noaux_tc only"),
-    key("first_k_dense_replace", Json("1"), "first layers that are dense"),
-    key("moe_layer_freq", Json("1"), "of the later layers, one in so many has experts"),
-    key("num_nextn_predict_layers", Json("0"), "layers of multi-token prediction; 0 only"),
-    key("pretraining_tp", Json("1"), "for other tools; always 1"),
-    key("head_dim", Derived("qk_rope_head_dim"), "for other tools: the part that rotates"),
-    key("qk_head_dim", Derived("qk_nope_head_dim + qk_rope_head_dim"), "for other tools: width of a head's query"),
+    key("num_nextn_predict_layers", Json("0"), "layers of multi-token prediction, 0 or 1"),
+];
+
+const DEEPSEEK_V2: &[Key] = &[
+    key("norm_topk_prob", Json("false"), "false only"),
+    key("routed_scaling_factor", Json("1.0"), "factor on the routed experts' sum"),
+    key("scoring_func", Json("\"softmax\""), "the gate's scores; softmax only"),
+    key(
+        "topk_method",
+        Json("\"group_limited_greedy\""),
+        "choice of experts: group_limited_greedy, or greedy among all",
+    ),
+    key("mlp_bias", Json("false"), "false only"),
 ];
 
 const QWEN2: &[Key] = &[
@@ -102,11 +122,21 @@ const QWEN2: &[Key] = &[
     key("max_window_layers", Json("28"), "for other tools; unused"),
 ];
 
+const LLAMA: &[Key] = &[
+    key("head_dim", Absent, "width of a head; hidden_size / num_attention_heads if absent"),
+    key("attention_bias", Json("false"), "biases on q_proj, k_proj, v_proj and o_proj"),
+    key("mlp_bias", Json("false"), "biases in the feed-forward layers"),
+    key("pretraining_tp", Json("1"), "for other tools; always 1"),
+];
+
 pub(super) fn keys(family: Family) -> impl Iterator<Item = &'static Key> {
-    COMMON.iter().chain(match family {
-        Family::DeepseekV3 => DEEPSEEK_V3,
-        Family::Qwen2 => QWEN2,
-    })
+    let (shared, own): (&[Key], &[Key]) = match family {
+        Family::DeepseekV3 => (DEEPSEEK, DEEPSEEK_V3),
+        Family::DeepseekV2 => (DEEPSEEK, DEEPSEEK_V2),
+        Family::Qwen2 => (&[], QWEN2),
+        Family::Llama => (&[], LLAMA),
+    };
+    COMMON.iter().chain(shared).chain(own)
 }
 
 pub(super) fn from_map(given: &Map<String, Value>) -> Result<Config, ConfigError> {
@@ -152,7 +182,7 @@ pub(super) fn from_map(given: &Map<String, Value>) -> Result<Config, ConfigError
 
 /// What a file may say about a model that exists, but a new model cannot have.
 fn refuse_unbuilt(map: &BTreeMap<String, Value>) -> Result<(), ConfigError> {
-    for (name, supported) in [("num_nextn_predict_layers", 0), ("attention_dropout", 0), ("pretraining_tp", 1)] {
+    for (name, supported) in [("attention_dropout", 0), ("pretraining_tp", 1)] {
         if let Some(value) = map.get(name)
             && value.as_f64() != Some(f64::from(supported))
         {
@@ -168,7 +198,7 @@ fn write_derived(config: &mut Config) {
     let rope = config.rope.clone();
     let (rope_dim, qk_head_dim) = (config.rope_dim(), config.qk_head_dim());
     let raw = &mut config.raw;
-    if config.family == Family::DeepseekV3 {
+    if let Attention::Mla { .. } = config.attention {
         raw.insert("head_dim".into(), rope_dim.into());
         raw.insert("qk_head_dim".into(), qk_head_dim.into());
     }
@@ -176,6 +206,16 @@ fn write_derived(config: &mut Config) {
     raw.insert("rope_theta".into(), rope.theta.into());
     let scaling = match rope.scaling {
         RopeScaling::None => Value::Null,
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            serde_json::json!({
+                "type": "llama3",
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            })
+        }
         RopeScaling::Yarn {
             factor,
             original_max_position_embeddings,

@@ -4,7 +4,7 @@ use std::{fs::File, io::Read, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling};
+use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling, TopkMethod};
 
 /// The largest published config.json is below 10 KB; some list a label per token.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -17,8 +17,8 @@ const MAX_TENSORS: u64 = 1_000_000;
 /// A thousand times DeepSeek-V3. Bytes of any format still fit a `u64`.
 const MAX_PARAMETERS: u64 = 1_000_000_000_000_000;
 
-const SUPPORTED_FAMILIES: &str =
-    "deepseek_v3 (DeepSeek-V3 and R1, Moonlight, Kimi-K2), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
+const SUPPORTED_FAMILIES: &str = "deepseek_v2 (DeepSeek-V2, V2-Lite), deepseek_v3 (DeepSeek-V3 and R1, Moonlight, Kimi-K2), \
+     llama (Llama 2 and 3, R1-Distill-Llama), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
 
 pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
     let read = || -> std::io::Result<String> {
@@ -52,7 +52,9 @@ pub(super) fn family(map: &Map<String, Value>) -> Result<Family, ConfigError> {
     };
     match map.get("model_type").ok_or_else(missing)? {
         Value::String(s) if s == "deepseek_v3" || s == "kimi_k2" => Ok(Family::DeepseekV3),
+        Value::String(s) if s == "deepseek_v2" => Ok(Family::DeepseekV2),
         Value::String(s) if s == "qwen2" => Ok(Family::Qwen2),
+        Value::String(s) if s == "llama" => Ok(Family::Llama),
         other => Err(unsupported("model_type", other, SUPPORTED_FAMILIES)),
     }
 }
@@ -76,12 +78,35 @@ pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError
         return Err(keys.invalid("initializer_range", "a standard deviation of 0 or more, usually 0.02"));
     }
     let (attention, moe) = match family {
-        Family::DeepseekV3 => (mla(&keys, num_attention_heads)?, Some(experts(&keys)?)),
-        Family::Qwen2 => (gqa(&keys, num_attention_heads, hidden_size)?, None),
+        Family::DeepseekV3 => (mla(&keys, num_attention_heads)?, Some(experts(&keys, TopkMethod::BiasedSigmoid)?)),
+        Family::DeepseekV2 => (mla(&keys, num_attention_heads)?, Some(experts(&keys, TopkMethod::Softmax)?)),
+        Family::Qwen2 => (gqa(&keys, num_attention_heads, hidden_size, [true, false])?, None),
+        Family::Llama => {
+            let bias = keys.bool_or("attention_bias", false)?;
+            (gqa(&keys, num_attention_heads, hidden_size, [bias, bias])?, None)
+        }
     };
     let interleave = match family {
         Family::DeepseekV3 => keys.bool_or("rope_interleave", true)?,
-        Family::Qwen2 => false,
+        Family::DeepseekV2 => true,
+        Family::Qwen2 | Family::Llama => false,
+    };
+    let num_nextn_predict_layers = match family {
+        Family::DeepseekV3 => match keys.size_or("num_nextn_predict_layers", 0, 0..=100)? {
+            n @ (0 | 1) => n,
+            n => {
+                return Err(unsupported("num_nextn_predict_layers", &n.into(), "0 and 1; 0 runs without these layers"));
+            }
+        },
+        _ => 0,
+    };
+    let mlp_bias = match family {
+        Family::Llama => keys.bool_or("mlp_bias", false)?,
+        Family::DeepseekV2 => {
+            keys.only("mlp_bias", &[false.into()], "false")?;
+            false
+        }
+        Family::DeepseekV3 | Family::Qwen2 => false,
     };
     let rope = rope(&keys, max_position_embeddings, interleave)?;
     let config = Config {
@@ -89,7 +114,9 @@ pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError
         vocab_size,
         hidden_size,
         intermediate_size: keys.width("intermediate_size")?,
+        mlp_bias,
         num_hidden_layers: keys.size("num_hidden_layers", 1..=100_000)?,
+        num_nextn_predict_layers,
         num_attention_heads,
         max_position_embeddings,
         rms_norm_eps: rms_norm_eps as f32,
@@ -158,7 +185,12 @@ fn mla(keys: &Keys<'_>, heads: usize) -> Result<Attention, ConfigError> {
     })
 }
 
-fn gqa(keys: &Keys<'_>, heads: usize, hidden_size: usize) -> Result<Attention, ConfigError> {
+fn gqa(
+    keys: &Keys<'_>,
+    heads: usize,
+    hidden_size: usize,
+    [qkv_bias, o_bias]: [bool; 2],
+) -> Result<Attention, ConfigError> {
     keys.only("use_sliding_window", &[false.into()], "false (attention over the whole context)")?;
     keys.only("use_mrope", &[false.into()], "false (text only)")?;
     if let Some(Value::Array(types)) = keys.get("layer_types")
@@ -168,6 +200,7 @@ fn gqa(keys: &Keys<'_>, heads: usize, hidden_size: usize) -> Result<Attention, C
     }
     let num_key_value_heads = match keys.get("num_key_value_heads") {
         Some(Value::Null) => heads,
+        None if keys.owner == Family::Llama.model_type() => heads, // Llama 1: a key for every head.
         _ => keys.width_or_null("num_key_value_heads")?,
     };
     if !heads.is_multiple_of(num_key_value_heads) {
@@ -197,21 +230,39 @@ fn gqa(keys: &Keys<'_>, heads: usize, hidden_size: usize) -> Result<Attention, C
     if widest > MAX_WIDTH as u64 {
         return Err(ConfigError::TooLarge { what: format!("{widest} values in all heads"), limit: MAX_WIDTH as u64 });
     }
-    Ok(Attention::Gqa { num_key_value_heads, head_dim, qkv_bias: true })
+    Ok(Attention::Gqa { num_key_value_heads, head_dim, qkv_bias, o_bias })
 }
 
-fn experts(keys: &Keys<'_>) -> Result<Moe, ConfigError> {
-    keys.only("scoring_func", &["sigmoid".into()], "sigmoid")?;
-    keys.only("topk_method", &["noaux_tc".into()], "noaux_tc")?;
+fn experts(keys: &Keys<'_>, topk_method: TopkMethod) -> Result<Moe, ConfigError> {
+    let softmax = topk_method == TopkMethod::Softmax;
+    let greedy = softmax && keys.get("topk_method").is_none_or(|m| m == "greedy");
+    if softmax {
+        keys.only("scoring_func", &["softmax".into()], "softmax")?;
+        keys.only("topk_method", &["greedy".into(), "group_limited_greedy".into()], "greedy and group_limited_greedy")?;
+        // Published code scales either by the sum or by the factor, `transformers` always by the factor.
+        keys.only("norm_topk_prob", &[false.into()], "false, as in every published deepseek_v2 model")?;
+    } else {
+        keys.only("scoring_func", &["sigmoid".into()], "sigmoid")?;
+        keys.only("topk_method", &["noaux_tc".into()], "noaux_tc")?;
+    }
+    let (n_group, topk_group) = if greedy {
+        (1, 1) // The choice is among all experts, whatever the keys say.
+    } else {
+        (keys.width("n_group")?, keys.width("topk_group")?)
+    };
     let moe = Moe {
+        topk_method,
         n_routed_experts: keys.width("n_routed_experts")?,
         num_experts_per_tok: keys.width("num_experts_per_tok")?,
-        n_shared_experts: keys.width("n_shared_experts")?,
+        n_shared_experts: match keys.get("n_shared_experts") {
+            Some(Value::Null) if softmax => 0,
+            _ => keys.width("n_shared_experts")?,
+        },
         moe_intermediate_size: keys.width("moe_intermediate_size")?,
-        n_group: keys.width("n_group")?,
-        topk_group: keys.width("topk_group")?,
-        norm_topk_prob: keys.bool_or("norm_topk_prob", true)?,
-        routed_scaling_factor: keys.number_or("routed_scaling_factor", 2.5)? as f32,
+        n_group,
+        topk_group,
+        norm_topk_prob: keys.bool_or("norm_topk_prob", !softmax)?,
+        routed_scaling_factor: keys.number_or("routed_scaling_factor", if softmax { 1.0 } else { 2.5 })? as f32,
         first_k_dense_replace: keys.size("first_k_dense_replace", 0..=MAX_WIDTH)?,
         moe_layer_freq: keys.size_or("moe_layer_freq", 1, 1..=MAX_WIDTH)?,
     };
@@ -223,7 +274,7 @@ fn experts(keys: &Keys<'_>) -> Result<Moe, ConfigError> {
         return Err(keys.invalid("n_group", &expected));
     }
     let group = moe.n_routed_experts / moe.n_group;
-    if group < 2 {
+    if group < 2 && !softmax {
         let expected = format!("at least 2 for each of the {} groups: a group is rated by its best two", moe.n_group);
         return Err(keys.invalid("n_routed_experts", &expected));
     }
@@ -308,12 +359,13 @@ fn scaling(table: &Keys<'_>, top: &Keys<'_>, max_position_embeddings: usize) -> 
             return Err(table.invalid_table("one table for all layers: rope by layer type is not supported"));
         }
         None if table.map.keys().any(|k| k != "rope_theta" && k != "partial_rotary_factor") => {
-            return Err(table.missing("rope_type", "the kind of scaling, \"default\" or \"yarn\""));
+            return Err(table.missing("rope_type", "the kind of scaling, \"default\", \"yarn\" or \"llama3\""));
         }
         None => return Ok(RopeScaling::None),
         Some(Value::String(s)) if s == "default" => return Ok(RopeScaling::None),
+        Some(Value::String(s)) if s == "llama3" => return llama3(table),
         Some(Value::String(s)) if s == "yarn" => {}
-        Some(other) => return Err(unsupported(&table.path(kind), other, "default (no scaling) and yarn")),
+        Some(other) => return Err(unsupported(&table.path(kind), other, "default (no scaling), yarn and llama3")),
     }
     // `transformers` lets a key of this name at the top win, and takes the longest context where there is none.
     let original = if matches!(top.get("original_max_position_embeddings"), Some(v) if !v.is_null()) {
@@ -359,6 +411,26 @@ fn scaling(table: &Keys<'_>, top: &Keys<'_>, max_position_embeddings: usize) -> 
         mscale_all_dim: mscale("mscale_all_dim")?,
         attention_factor,
         truncate: table.bool_or("truncate", true)?,
+    })
+}
+
+fn llama3(table: &Keys<'_>) -> Result<RopeScaling, ConfigError> {
+    let factor = table.number("factor")?;
+    if !(1.0..=1e6).contains(&factor) {
+        return Err(table.invalid("factor", "a number from 1 to 1000000: the longest context over the original one"));
+    }
+    let (low, high) = (table.number("low_freq_factor")?, table.number("high_freq_factor")?);
+    if !(1e-6..=1e6).contains(&low) {
+        return Err(table.invalid("low_freq_factor", "a number of rotations above 0, usually 1"));
+    }
+    if !(high > low && high <= 1e6) {
+        return Err(table.invalid("high_freq_factor", &format!("a number above `low_freq_factor`, {low}; usually 4")));
+    }
+    Ok(RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: low,
+        high_freq_factor: high,
+        original_max_position_embeddings: table.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?,
     })
 }
 

@@ -1,7 +1,7 @@
-//! Frequencies of the rotary embedding, and what YaRN changes.
+//! Frequencies of the rotary embedding, and what YaRN and Llama 3.1 change.
 //!
 //! Source: Su et al. 2021, arXiv:2104.09864; YaRN: Peng et al. 2023, arXiv:2309.00071, equations 17 to 22, with the
-//! conventions of `transformers` 5.23 for absent keys. All in f64 through `libm`, so that every machine gets the same
+//! conventions of `transformers` 5.23 for absent keys; Llama 3.1: the model's published reference code. All in f64 through `libm`, so that every machine gets the same
 //! bits.
 
 use super::{Attention, Config, RopeScaling};
@@ -9,21 +9,31 @@ use super::{Attention, Config, RopeScaling};
 impl Config {
     /// Angle per position of each rotated pair, in radians: `[rope_dim / 2]`, fastest first.
     ///
-    /// Without scaling `theta^(−2k / rope_dim)`. YaRN divides slow pairs by `factor`, keeps fast ones, and ramps
-    /// between.
+    /// Without scaling `theta^(−2k / rope_dim)`. YaRN and Llama 3.1 divide slow pairs by `factor`, keep fast ones, and ramp
+    /// between: the one by the number of the pair, the other by its turns over the original context.
     pub fn rope_inv_freq(&self) -> Vec<f64> {
         let (dim, theta) = (self.rope_dim() as f64, self.rope.theta);
         let plain = (0..self.rope_dim() / 2).map(|k| 1.0 / libm::pow(theta, 2.0 * k as f64 / dim));
-        let RopeScaling::Yarn {
-            factor,
-            original_max_position_embeddings: original,
-            beta_fast,
-            beta_slow,
-            truncate,
-            ..
-        } = self.rope.scaling
-        else {
-            return plain.collect();
+        let (factor, original, beta_fast, beta_slow, truncate) = match self.rope.scaling {
+            RopeScaling::None => return plain.collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                return plain
+                    .map(|f| {
+                        let turns = original_max_position_embeddings as f64 * f / (2.0 * std::f64::consts::PI);
+                        let ramp = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let kept = ramp.clamp(0.0, 1.0);
+                        f * kept + f / factor * (1.0 - kept)
+                    })
+                    .collect();
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings: original,
+                beta_fast,
+                beta_slow,
+                truncate,
+                ..
+            } => (factor, original, beta_fast, beta_slow, truncate),
         };
         // The dimension that turns `rotations` times over the original context.
         let dim_of = |rotations: f64| {
@@ -50,7 +60,7 @@ impl Config {
     /// if both are given, else `m(1)`, where `m(s) = 0.1 · s · ln(factor) + 1`.
     pub fn rope_attention_factor(&self) -> f64 {
         match self.rope.scaling {
-            RopeScaling::None => 1.0,
+            RopeScaling::None | RopeScaling::Llama3 { .. } => 1.0,
             RopeScaling::Yarn { attention_factor: Some(given), .. } => given,
             RopeScaling::Yarn { factor, mscale, mscale_all_dim, .. } if mscale != 0.0 && mscale_all_dim != 0.0 => {
                 yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)

@@ -193,6 +193,7 @@ impl Recipe {
         check.number("schedule.final_lr_fraction", s.final_lr_fraction, 0.0..=1.0, "0 to 1")?;
         check.number("moe.bias_update_speed", e.bias_update_speed, 0.0..=1.0, "0 to 1")?;
         check.number("moe.sequence_balance_alpha", e.sequence_balance_alpha, 0.0..=1.0, "0 to 1")?;
+        check.number("mtp.loss_weight", self.mtp.loss_weight, 0.0..=10.0, "0 to 10")?;
         check.number("evaluation.heldout_sequences", self.evaluation.heldout_sequences, 1..=1 << 30, "1 or more")
     }
 }
