@@ -232,7 +232,7 @@ impl Config {
     /// ```
     /// # use jevons_model::Config;
     /// let error = Config::from_json(r#"{"model_type": "gpt2"}"#).unwrap_err();
-    /// assert!(error.to_string().contains("supported: deepseek_v2));
+    /// assert!(error.to_string().contains("supported: deepseek_v2"));
     /// ```
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         read::from_json(text)
