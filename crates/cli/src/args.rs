@@ -1,9 +1,11 @@
 //! Flags that several commands share.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use jevons_infer::Sampling;
-use jevons_model::{LoadOptions, MlaForm, Precision};
+use jevons_model::{Adapter, LoadOptions, MlaForm, Precision};
 
 /// Of every command that computes.
 #[derive(Clone, Debug, Default, Args)]
@@ -16,6 +18,9 @@ pub struct ComputeArgs {
     /// of the longest context's cache]
     #[arg(long, value_enum)]
     mla: Option<MlaArg>,
+    /// Folder of a LoRA adapter (PEFT layout), merged into the weights as they are loaded
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    adapter: Option<PathBuf>,
     /// CPU threads; changes the time taken, never the result [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -41,8 +46,13 @@ impl ComputeArgs {
         pool.build_global().context("cannot start the threads")
     }
 
+    /// The adapter that is asked for.
+    pub fn adapter(&self) -> anyhow::Result<Option<Adapter>> {
+        Ok(self.adapter.as_ref().map(Adapter::open).transpose()?)
+    }
+
     /// As the model crate names them.
-    pub fn load_options(&self) -> LoadOptions {
+    pub fn load_options<'a>(&self, adapter: Option<&'a Adapter>) -> LoadOptions<'a> {
         LoadOptions {
             precision: self.precision.map(|p| match p {
                 PrecisionArg::F32 => Precision::F32,
@@ -53,6 +63,7 @@ impl ComputeArgs {
                 MlaArg::Absorbed => MlaForm::Absorbed,
             }),
             mtp: false,
+            adapter,
         }
     }
 }

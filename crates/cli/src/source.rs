@@ -77,6 +77,14 @@ impl Files {
         }
     }
 
+    /// The folder of the weights.
+    pub fn folder(&self) -> anyhow::Result<&Path> {
+        match self {
+            Self::BuiltIn(_) => bail!("the built-in model is part of the program; name a model folder"),
+            Self::Folder(folder) => Ok(folder),
+        }
+    }
+
     pub fn config(&self) -> anyhow::Result<Config> {
         Ok(match self {
             Self::BuiltIn(files) => Config::from_json(files.config)?,
@@ -94,9 +102,11 @@ impl Files {
 
     /// Loads the weights.
     pub fn model(&self, compute: &ComputeArgs) -> anyhow::Result<Model> {
+        let adapter = compute.adapter()?;
+        let options = compute.load_options(adapter.as_ref());
         Ok(match self {
-            Self::BuiltIn(files) => Model::from_bytes(files.config, files.weights, compute.load_options())?,
-            Self::Folder(folder) => Model::load(folder, compute.load_options())?,
+            Self::BuiltIn(files) => Model::from_bytes(files.config, files.weights, options)?,
+            Self::Folder(folder) => Model::load(folder, options)?,
         })
     }
 

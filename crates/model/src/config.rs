@@ -13,6 +13,7 @@ mod tensors;
 
 pub use error::ConfigError;
 pub use new::{Key, KeyDefault};
+pub(crate) use read::brief;
 pub use tensors::TensorSpec;
 
 use std::path::Path;

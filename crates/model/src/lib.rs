@@ -1,9 +1,11 @@
 //! Config, parameters, checkpoint formats, and the layers strung together.
 #![forbid(unsafe_code)]
+pub mod adapter;
 pub mod checkpoint;
 pub mod config;
 mod model;
 
+pub use adapter::Adapter;
 pub use config::{Config, MlaForm};
 pub use model::{
     Extend, KvCache, LoadOptions, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision,

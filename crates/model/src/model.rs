@@ -13,6 +13,7 @@ use jevons_layers::{
 use rayon::prelude::*;
 
 use crate::{
+    adapter::{Adapter, AdapterError, Direction},
     checkpoint::{Checkpoint, CheckpointError},
     config::{self, Config, ConfigError, MlaForm, TensorSpec, TopkMethod},
 };
@@ -37,14 +38,16 @@ impl Precision {
 }
 
 /// How a model is loaded; the default is what suits inference.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoadOptions {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions<'a> {
     /// `None`: the format of the stored weights.
     pub precision: Option<Precision>,
     /// Form of latent attention; `None`: [`Config::default_mla_form`].
     pub mla: Option<MlaForm>,
     /// Whether the layer of multi-token prediction is loaded too, if there is one.
     pub mtp: bool,
+    /// Merged into the weights before they are rounded.
+    pub adapter: Option<&'a Adapter>,
 }
 
 /// Why a model cannot be loaded.
@@ -56,6 +59,9 @@ pub enum ModelError {
     /// Weights.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// `JEVONS_ISA`
     #[error("{0}")]
     Isa(String),
@@ -186,7 +192,7 @@ impl Model {
     ///
     /// # Errors
     /// [`ModelError`] names file, tensor or key, what was expected and what was found.
-    pub fn load(dir: &Path, options: LoadOptions) -> Result<Self, ModelError> {
+    pub fn load(dir: &Path, options: LoadOptions<'_>) -> Result<Self, ModelError> {
         let config = Config::from_file(dir.join("config.json"))?;
         Self::from_checkpoint(config, &Checkpoint::open(dir)?, options)
     }
@@ -195,16 +201,24 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn from_bytes(config: &str, weights: &[u8], options: LoadOptions) -> Result<Self, ModelError> {
+    pub fn from_bytes(config: &str, weights: &[u8], options: LoadOptions<'_>) -> Result<Self, ModelError> {
         Self::from_checkpoint(Config::from_json(config)?, &Checkpoint::from_bytes(weights)?, options)
     }
 
-    fn from_checkpoint(config: Config, file: &Checkpoint<'_>, options: LoadOptions) -> Result<Self, ModelError> {
-        let stored = || if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
+    fn from_checkpoint(config: Config, file: &Checkpoint<'_>, options: LoadOptions<'_>) -> Result<Self, ModelError> {
+        if let Some(adapter) = options.adapter {
+            adapter.check(&config)?;
+        }
         let config = if options.mtp { config } else { config.without_mtp() };
         let form = options.mla.unwrap_or_else(|| config.default_mla_form());
-        let precision = options.precision.unwrap_or_else(stored);
-        Self::build(config, precision, form, |spec| file.read_f32(&spec.name, &spec.shape))
+        let stored = if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
+        Self::build(config, options.precision.unwrap_or(stored), form, |spec| {
+            let mut values = file.read_f32(&spec.name, &spec.shape)?;
+            if let Some(adapter) = options.adapter {
+                adapter.apply(spec, &mut values, Direction::Merge)?;
+            }
+            Ok::<_, ModelError>(values)
+        })
     }
 
     /// From any source of f32 values, asked once for each of [`Config::tensors`], in any order and from several threads. Latent

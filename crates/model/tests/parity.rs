@@ -36,10 +36,13 @@ const ROUNDED_FREQUENCIES: [&str; 5] = ["deepseek-v3", "qwen2", "deepseek-v3-gro
 
 /// Expanded: the form of training.
 fn load(case: &Path, precision: Precision) -> Model {
-    load_as(case, LoadOptions { precision: Some(precision), mla: Some(MlaForm::Expanded), mtp: true })
+    load_as(
+        case,
+        LoadOptions { precision: Some(precision), mla: Some(MlaForm::Expanded), mtp: true, ..LoadOptions::default() },
+    )
 }
 
-fn load_as(case: &Path, options: LoadOptions) -> Model {
+fn load_as(case: &Path, options: LoadOptions<'_>) -> Model {
     let mut config: serde_json::Value = serde_json::from_slice(&fs::read(case.join("config.json")).unwrap()).unwrap();
     if ROUNDED_FREQUENCIES.iter().any(|name| case.ends_with(name)) {
         config["rope_inv_freq_dtype"] = "bfloat16".into();
@@ -227,7 +230,10 @@ fn logits_have_the_same_bits_however_the_prompt_is_cut_beside_whom_and_on_every_
             (Precision::F32, MlaForm::Absorbed),
             (Precision::Bf16, MlaForm::Absorbed),
         ] {
-            let mut model = load_as(&case, LoadOptions { precision: Some(precision), mla: Some(form), mtp: false });
+            let mut model = load_as(
+                &case,
+                LoadOptions { precision: Some(precision), mla: Some(form), mtp: false, ..LoadOptions::default() },
+            );
             if form == MlaForm::Absorbed && !is_latent(&model) {
                 continue;
             }
@@ -280,7 +286,12 @@ fn absorbed_latent_attention_agrees_with_transformers_and_with_the_expanded_form
     for case in cases() {
         let want = reference(&case);
         let name = case.file_name().unwrap().display();
-        let options = |mla, precision| LoadOptions { precision: Some(precision), mla: Some(mla), mtp: false };
+        let options = |mla, precision| LoadOptions {
+            precision: Some(precision),
+            mla: Some(mla),
+            mtp: false,
+            ..LoadOptions::default()
+        };
         let absorbed = load_as(&case, options(MlaForm::Absorbed, Precision::F32));
         if !is_latent(&absorbed) {
             continue;

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod adapter;
 mod chat;
 mod completions;
 mod generate;
@@ -21,6 +22,7 @@ pub enum Command {
     Info(info::Args),
     Train(train::Args),
     Tokenizer(tokenizer::Args),
+    Adapter(adapter::Args),
     Completions(completions::Args),
 }
 
@@ -40,6 +42,7 @@ impl Command {
             Self::Info(args) => info::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
+            Self::Adapter(args) => adapter::run(args, out),
             Self::Completions(args) => completions::run(args, out),
         }
     }

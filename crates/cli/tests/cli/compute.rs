@@ -165,3 +165,38 @@ fn a_broken_checkpoint_is_an_error_that_names_it() {
     let err = jevons_with(dir.path(), &["score", "m", "--token-ids", "-"], IDS).fails(1);
     assert!(err.contains("320"), "{err}");
 }
+
+#[test]
+fn an_adapter_beside_the_weights_and_merged_into_them_scores_the_same() {
+    let dir = tempdir().unwrap();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
+    let (base, adapter) = (format!("{golden}/parity/qwen2-tied-odd"), format!("{golden}/adapters/qwen2-patterns"));
+    let info = jevons(dir.path(), &["adapter", "info", &adapter, "--json"]).json();
+    assert_eq!((info["parameters"].as_u64(), info["targets"].as_array().unwrap().len()), (Some(3912), 10));
+    jevons(dir.path(), &["adapter", "merge", &base, &adapter, "merged"]).ok();
+    jevons(dir.path(), &["adapter", "unmerge", "merged", &adapter, "again"]).ok();
+    let score = |args: &[&str]| {
+        jevons_with(dir.path(), &[&["score", "--json", "--token-ids", "-"], args].concat(), "[[3, 1, 4, 1, 5]]").json()
+    };
+    let (beside, merged, plain) = (score(&[&base, "--adapter", &adapter]), score(&["merged"]), score(&[&base]));
+    assert_eq!(beside, merged);
+    let loss = |report: &serde_json::Value| report["loss"].as_f64().unwrap();
+    assert!((loss(&plain) - loss(&merged)).abs() > 0.1);
+    assert!((loss(&plain) - loss(&score(&["again"]))).abs() < 0.05);
+    let there = jevons(dir.path(), &["adapter", "merge", &base, &adapter, "merged"]).fails(1);
+    assert!(there.contains("it is there already"), "{there}");
+    let other = jevons(dir.path(), &["adapter", "info", &base]).fails(1);
+    assert!(other.contains("this folder holds a model, not an adapter"), "{other}");
+}
+
+#[test]
+fn both_forms_of_latent_attention_score_nearly_the_same() {
+    let dir = tempdir().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/parity/v3-odd-groups");
+    let loss = |form: &str| {
+        let args = ["score", model, "--token-ids", "-", "--json", "--precision", "f32", "--mla", form];
+        jevons_with(dir.path(), &args, "[[5, 6, 7, 8, 9, 10], [77, 2]]").json()["loss"].as_f64().unwrap()
+    };
+    let (expanded, absorbed) = (loss("expanded"), loss("absorbed"));
+    assert!((expanded - absorbed).abs() < 1e-5 && expanded != absorbed, "{expanded} {absorbed}");
+}

@@ -457,7 +457,7 @@ fn unsupported(key: &str, found: &Value, supported: &str) -> ConfigError {
 }
 
 /// The beginning of a value as JSON; a stranger's file may hold a book there.
-pub(super) fn brief(value: &Value) -> String {
+pub(crate) fn brief(value: &Value) -> String {
     let text = match value {
         Value::Array(list) if list.len() > 8 => format!("a list of {}", list.len()),
         Value::Object(map) if map.len() > 8 => format!("a table of {} keys", map.len()),
