@@ -108,7 +108,7 @@ fn changed(keys: Value) -> TempDir {
 }
 
 fn error(dir: &Path) -> String {
-    Adapter::open(dir).err().expect("an error").to_string()
+    Adapter::open(dir).expect_err("an error").to_string()
 }
 
 #[test]

@@ -194,9 +194,9 @@ fn both_forms_of_latent_attention_score_nearly_the_same() {
     let dir = tempdir().unwrap();
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/parity/v3-odd-groups");
     let loss = |form: &str| {
-        let args = ["score", model, "--token-ids", "-", "--json", "--precision", "f32", "--mla", form];
+        let args = ["score", model, "--token-ids", "-", "--json", "--precision", "bf16", "--mla", form];
         jevons_with(dir.path(), &args, "[[5, 6, 7, 8, 9, 10], [77, 2]]").json()["loss"].as_f64().unwrap()
     };
     let (expanded, absorbed) = (loss("expanded"), loss("absorbed"));
-    assert!((expanded - absorbed).abs() < 1e-5 && expanded != absorbed, "{expanded} {absorbed}");
+    assert!((expanded - absorbed).abs() < 0.05 && expanded != absorbed, "{expanded} {absorbed}");
 }
