@@ -73,7 +73,7 @@ fn asked_for_more_it_says_what_it_is() {
     ] {
         let (_, answer) = model.ask(question);
         assert!(answer.contains("tiny model built into jevons"), "{question} {answer}");
-        assert!(answer.contains("jevons chat"), "{question} {answer}");
+        assert!(answer.contains("jevons pull "), "{question} {answer}");
     }
 }
 

@@ -19,8 +19,9 @@ use crate::{
     gemm::{
         Right,
         lanes::Packable,
+        left_len,
         pack::{Aligned, Left, LeftData, PAIR, PANEL, Packed},
-        tiles,
+        pack_left, tiles,
     },
     isa::{Isa, multi_isa},
     math::{exp, sum16},
@@ -336,19 +337,10 @@ fn head_view(x: &Tensor, first: usize, d: usize, head: usize, round: bool) -> Le
     }
 }
 
-/// Strips of an even depth, see [`Left::pack`].
-fn strips(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> Vec<f32> {
-    let even = depth.next_multiple_of(2);
-    let mut out = vec![0.0; rows.div_ceil(4) * 4 * even];
-    if even == depth {
-        left.pack(isa, 0, rows, 0, depth, &mut out);
-    } else {
-        let mut odd = vec![0.0; rows.div_ceil(4) * 4 * depth];
-        left.pack(isa, 0, rows, 0, depth, &mut odd);
-        for (o, s) in out.chunks_exact_mut(4 * even).zip(odd.chunks_exact(4 * depth)) {
-            o[..4 * depth].copy_from_slice(s);
-        }
-    }
+/// A packed copy for right operands of `E`, see [`pack_left`].
+fn strips<E: Packable>(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> Vec<f32> {
+    let mut out = vec![0.0; left_len::<E>(isa, rows, depth)];
+    pack_left::<E>(isa, left, 0, rows, 0, depth, &mut out);
     out
 }
 
@@ -363,12 +355,12 @@ fn tile_forward<E: Packable>(
 ) -> (Vec<f32>, Vec<f32>) {
     let HeadShape { heads, kv_heads, dk, dv, scale } = kv.shape;
     let group = head / (heads / kv_heads);
-    let q = strips(isa, q, rows, dk);
+    let q = strips::<E>(isa, q, rows, dk);
     let width = dv.next_multiple_of(PANEL);
     let blocks = (position(rows - 1) + 1).div_ceil(BLOCK);
     let mut total = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
     let mut s = vec![0.0f32; rows * BLOCK];
-    let mut p_strips = vec![0.0f32; rows.next_multiple_of(4) * BLOCK];
+    let mut p_strips = vec![0.0f32; left_len::<E>(isa, rows, BLOCK)];
     let mut pv = vec![0.0f32; rows * width];
     let mut alpha = vec![0.0f32; rows];
     let mut values = Vec::new();
@@ -383,7 +375,7 @@ fn tile_forward<E: Packable>(
             }
             let view =
                 Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
-            view.pack(isa, 0, rows, 0, BLOCK, &mut p_strips);
+            pack_left::<E>(isa, &view, 0, rows, 0, BLOCK, &mut p_strips);
             let right = Right { data: kv.values(block, group, &mut values), panel_stride: BLOCK / 2 * PAIR };
             tiles(isa, rows, width / PANEL, BLOCK / 2, &p_strips, &right, &mut pv, width, false);
             for r in 0..rows {
@@ -559,7 +551,12 @@ fn group_backward(
                 let o = rows_of(saved.o, head, dv, b, false);
                 let dots: Vec<f32> = (0..n).map(|r| sum16(dv, |i| exact[r * dv + i] * o[r * dv + i])).collect();
                 let left = |x: &[f32], d| {
-                    strips(isa, &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false }, n, d)
+                    strips::<f32>(
+                        isa,
+                        &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false },
+                        n,
+                        d,
+                    )
                 };
                 (
                     left(&q, dk),
@@ -599,7 +596,7 @@ fn group_backward(
                 }
                 let left = |x: &[f32], rows: usize, depth: usize, transposed: bool| {
                     let (row_stride, col_stride) = if transposed { (1, width) } else { (width, 1) };
-                    strips(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
+                    strips::<f32>(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
                 };
                 product(&left(&s, nj, ni, true), nj, d_columns, &mut d_v[j * BLOCK * wv..], wv, true);
                 product(&left(&dp, nj, ni, true), nj, q_columns, &mut d_k[j * BLOCK * wk..], wk, true);

@@ -16,6 +16,9 @@ pub(crate) enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Products of bf16 by tiles, everything else as `Avx512`.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Isa {
@@ -36,13 +39,16 @@ impl Isa {
                     _ => is_x86_feature_detected!("avx512vl"),
                 }) {
                     all.push(Self(Level::Avx512));
+                    if crate::gemm::amx::usable() {
+                        all.push(Self(Level::Amx));
+                    }
                 }
             }
         }
         all
     }
 
-    /// `portable`, `avx2` or `avx512`.
+    /// `portable`, `avx2`, `avx512` or `amx`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
@@ -50,6 +56,8 @@ impl Isa {
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx",
         }
     }
 
@@ -104,7 +112,7 @@ macro_rules! multi_isa {
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: `isa` proves that the CPU has AVX-512 F, BW, DQ and VL.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512 | $crate::isa::Level::Amx => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -26,8 +26,24 @@ fn tensor(dtype: Dtype, seed: u64, rows: usize, cols: usize) -> Tensor {
     t.to_dtype(dtype)
 }
 
+fn every_isa() -> Vec<Isa> {
+    let mut all = Isa::available();
+    all.extend(emulated_amx());
+    all
+}
+
+/// AMX where the CPU has AVX-512 but not AMX: its six instructions are then emulated.
+fn emulated_amx() -> Option<Isa> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if Isa::by_name("avx512").is_ok() && Isa::by_name("amx").is_err() {
+        crate::gemm::amx::emulate::install();
+        return Some(Isa(crate::isa::Level::Amx));
+    }
+    None
+}
+
 fn every_ops() -> Vec<Ops> {
-    Isa::available().into_iter().map(Ops::with_isa).collect()
+    every_isa().into_iter().map(Ops::with_isa).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -40,13 +56,26 @@ fn dtype() -> impl Strategy<Value = Dtype> {
 
 #[test]
 fn every_instruction_set_of_this_cpu_is_tested() {
-    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
-    println!("instruction sets under test: {}", names.join(", "));
+    let names: Vec<_> = every_isa().iter().map(|isa| isa.name()).collect();
+    let amx = if emulated_amx().is_some() { " (amx emulated)" } else { "" };
+    println!("instruction sets under test: {}{amx}", names.join(", "));
     assert_eq!(names[0], "portable");
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         assert!(names.contains(&"avx512"), "{names:?}");
+        assert!(names.contains(&"amx") || cfg!(not(target_os = "linux")), "{names:?}");
     }
+}
+
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn products_of_bf16_go_through_tiles_where_there_is_amx() {
+    let Some(isa) = emulated_amx() else { return println!("skipped: AMX is real here, or AVX-512 is missing") };
+    let products = &crate::gemm::amx::emulate::PRODUCTS;
+    let before = products.load(std::sync::atomic::Ordering::Relaxed);
+    let (x, w) = (tensor(Dtype::Bf16, 1, 32, 64), Matrix::from_f32(Dtype::Bf16, &values(2, 32 * 64), 32, 64));
+    Ops::with_isa(isa).matmul(&x, &w, None, Dtype::F32);
+    assert!(products.load(std::sync::atomic::Ordering::Relaxed) >= before + 8); // other tests may add theirs
 }
 
 proptest! {

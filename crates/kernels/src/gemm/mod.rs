@@ -5,8 +5,11 @@
 //! six lines; every other path returns the same bits, whatever the blocking, because blocks cut M and N freely and K only
 //! between chunks, where the accumulator is stored exactly.
 //!
-//! The left operand is packed on the way in as f32 strips of 4 rows, the right one is packed once, see `pack.rs`.
+//! The left operand is packed on the way in, as f32 strips of 4 rows or as the bf16 tiles of AMX; the right one is packed once, see
+//! `pack.rs`.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod lanes;
 pub(crate) mod pack;
 
@@ -18,7 +21,7 @@ use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
 
 use crate::{
     isa::{Isa, Level},
-    tensor::{Storage, Tensor},
+    tensor::{Dtype, Storage, Tensor},
 };
 
 /// Rows of a block: its packed strips stay in L2.
@@ -142,7 +145,7 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task) {
     let (r0, r1) = task.rows;
     let rows = r1 - r0;
     SCRATCH.with_borrow_mut(|(strips, c)| {
-        strips.resize(BLOCK_M * BLOCK_K, 0.0);
+        strips.resize(left_len::<E>(isa, BLOCK_M, BLOCK_K).max(BLOCK_M * BLOCK_K), 0.0);
         c.resize(BLOCK_M * BLOCK_N, 0.0);
         for c0 in (task.columns.0..task.columns.1).step_by(BLOCK_N) {
             let columns = (task.columns.1 - c0).min(BLOCK_N);
@@ -158,7 +161,7 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task) {
             for k0 in (0..b.k).step_by(BLOCK_K) {
                 let ks = (b.k - k0).min(BLOCK_K);
                 let even = ks.next_multiple_of(2);
-                pack_even(isa, &p.left, r0, rows, k0, ks, strips);
+                pack_left::<E>(isa, &p.left, r0, rows, k0, ks, strips);
                 let from = ((c0 / PANEL) * b.pairs() + k0 / 2) * PAIR;
                 let right = Right { data: &b.data[from..], panel_stride: b.pairs() * PAIR };
                 tiles(isa, rows, width / PANEL, even / 2, strips, &right, c, width, keep);
@@ -187,14 +190,43 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task) {
     });
 }
 
-/// Packs strips of an even number of `k`, the missing one zero.
-fn pack_even(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, k0: usize, ks: usize, strips: &mut [f32]) {
-    left.pack(isa, r0, rows, k0, ks, strips);
+/// Whether left operands of so many rows are packed as tiles of AMX for right operands of `E`.
+fn is_tiled<E: Packable>(isa: Isa, rows: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa.0 == Level::Amx && E::DTYPE == Dtype::Bf16 && rows >= amx::MIN_ROWS;
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Elements of the buffer that [`pack_left`] fills, whatever it packs.
+pub(crate) fn left_len<E: Packable>(isa: Isa, rows: usize, depth: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if is_tiled::<E>(isa, rows) {
+        return amx::packed_len(rows, depth) / 2;
+    }
+    rows.next_multiple_of(4) * depth.next_multiple_of(2)
+}
+
+/// Packs rows `r0..r0 + rows`, columns `k0..k0 + ks` of a left operand for [`tiles`] with right operands of `E`.
+pub(crate) fn pack_left<E: Packable>(
+    isa: Isa,
+    left: &Left<'_>,
+    r0: usize,
+    rows: usize,
+    k0: usize,
+    ks: usize,
+    out: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if is_tiled::<E>(isa, rows) {
+        return amx::pack(isa, left, r0, rows, k0, ks, bytemuck::cast_slice_mut(out));
+    }
+    left.pack(isa, r0, rows, k0, ks, out);
     if !ks.is_multiple_of(2) {
-        // Strips were packed `ks` apart; spread them to `ks + 1`, last first.
+        // Strips were packed `ks` apart; spread them to `ks + 1`, last first, and fill in the missing `k` with zeros.
         for s in (0..rows.div_ceil(4)).rev() {
-            strips.copy_within(s * ks * 4..(s + 1) * ks * 4, s * (ks + 1) * 4);
-            strips[(s * (ks + 1) + ks) * 4..][..4].fill(0.0);
+            out.copy_within(s * ks * 4..(s + 1) * ks * 4, s * (ks + 1) * 4);
+            out[(s * (ks + 1) + ks) * 4..][..4].fill(0.0);
         }
     }
 }
@@ -223,7 +255,7 @@ pub(crate) struct Right<'a, E> {
 
 /// `c[rows, 16 · panels] (+)= strips · right` over `pairs` pairs of `k`, whole chunks of 32 first.
 ///
-/// `strips`: packed by [`Left::pack`], `2 · pairs` deep; `c`: row stride `stride`; `keep`: continue the sums in `c`.
+/// `strips`: packed by [`pack_left`] for the same `isa`, `E` and `rows`, `2 · pairs` deep; `c`: row stride `stride`; `keep`: continue the sums in `c`.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn tiles<E: Packable>(
     isa: Isa,
@@ -239,7 +271,7 @@ pub(crate) fn tiles<E: Packable>(
     if rows == 0 || panels == 0 {
         return;
     }
-    assert!(strips.len() >= rows.div_ceil(4) * pairs * 8);
+    assert!(strips.len() >= left_len::<E>(isa, rows, 2 * pairs));
     assert!(right.data.len() >= (panels - 1) * right.panel_stride + pairs * PAIR);
     assert!(stride >= panels * PANEL && c.len() >= (rows - 1) * stride + panels * PANEL);
     // SAFETY: the asserts above are what `all_tiles` asks for, and `isa` proves the instruction set.
@@ -249,7 +281,12 @@ pub(crate) fn tiles<E: Packable>(
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2(rows, panels, pairs, strips, right, c, stride, keep),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512(rows, panels, pairs, strips, right, c, stride, keep),
+            Level::Amx if is_tiled::<E>(isa, rows) => {
+                let right = Right { data: bytemuck::cast_slice(right.data), panel_stride: right.panel_stride };
+                amx::tiles(rows, panels, pairs, bytemuck::cast_slice(strips), &right, c, stride, keep);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Amx => avx512(rows, panels, pairs, strips, right, c, stride, keep),
         }
     }
 }
