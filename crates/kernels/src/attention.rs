@@ -476,8 +476,8 @@ pub fn backward(
     let rows = saved.q.rows;
     let tasks: Vec<_> =
         cu_seqlens.windows(2).flat_map(|w| (0..kv_heads).map(move |g| (w[0], w[1] - w[0], g))).collect();
-    let results: Vec<_> =
-        tasks.par_iter().map(|(first, len, g)| group_backward(isa, shape, saved, d_o, *first, *len, *g)).collect();
+    let run = |(first, len, g): &(usize, usize, usize)| with_element!(saved.q.dtype(), E => group_backward::<E>(isa, shape, saved, d_o, *first, *len, *g));
+    let results: Vec<_> = tasks.par_iter().map(run).collect();
     let mut dq = Tensor::zeros(Dtype::F32, rows, heads * dk);
     let mut d_k = Tensor::zeros(Dtype::F32, rows, kv_heads * dk);
     let mut d_v = Tensor::zeros(Dtype::F32, rows, kv_heads * dv);
@@ -505,7 +505,8 @@ fn put_head(to: &mut Tensor, first: usize, len: usize, head: usize, d: usize, fr
 type GroupGrads = (Vec<Vec<f32>>, Vec<f32>, Vec<f32>);
 
 /// One key head of one sequence and the query heads that share it: `dq` per head, `dk`, `dv`, rows padded to panels.
-fn group_backward(
+/// `E`: the element type of the saved tensors; all operands are of it, or are rounded to it.
+fn group_backward<E: Packable>(
     isa: Isa,
     shape: HeadShape,
     saved: &Saved<'_>,
@@ -515,7 +516,7 @@ fn group_backward(
     g: usize,
 ) -> GroupGrads {
     let HeadShape { heads, kv_heads, dk, dv, scale } = shape;
-    let round = saved.q.dtype() == Dtype::Bf16;
+    let round = E::DTYPE == Dtype::Bf16;
     let per = heads / kv_heads;
     let (wk, wv) = (dk.next_multiple_of(PANEL), dv.next_multiple_of(PANEL));
     let blocks = len.div_ceil(BLOCK);
@@ -531,9 +532,9 @@ fn group_backward(
         .map(|b| {
             let (k, v) = (rows_of(saved.k, g, dk, b, false), rows_of(saved.v, g, dv, b, false));
             (
-                Packed::<f32>::from_rows(&k, size(b), dk),
-                Packed::<f32>::from_columns(isa, &k, dk, 0, dk, size(b)),
-                Packed::<f32>::from_rows(&v, size(b), dv),
+                Packed::<E>::from_rows(&k, size(b), dk),
+                Packed::<E>::from_columns(isa, &k, dk, 0, dk, size(b)),
+                Packed::<E>::from_rows(&v, size(b), dv),
             )
         })
         .collect();
@@ -551,18 +552,13 @@ fn group_backward(
                 let o = rows_of(saved.o, head, dv, b, false);
                 let dots: Vec<f32> = (0..n).map(|r| sum16(dv, |i| exact[r * dv + i] * o[r * dv + i])).collect();
                 let left = |x: &[f32], d| {
-                    strips::<f32>(
-                        isa,
-                        &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false },
-                        n,
-                        d,
-                    )
+                    strips::<E>(isa, &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false }, n, d)
                 };
                 (
                     left(&q, dk),
-                    Packed::<f32>::from_columns(isa, &q, dk, 0, dk, n),
+                    Packed::<E>::from_columns(isa, &q, dk, 0, dk, n),
                     left(&d, dv),
-                    Packed::<f32>::from_columns(isa, &d, dv, 0, dv, n),
+                    Packed::<E>::from_columns(isa, &d, dv, 0, dv, n),
                     dots,
                 )
             })
@@ -572,8 +568,8 @@ fn group_backward(
             let width = nj.next_multiple_of(PANEL);
             for (i, (q, q_columns, d, d_columns, dots)) in queries.iter().enumerate().skip(j) {
                 let ni = size(i);
-                let right = |p: &Packed<f32>| -> (usize, usize) { (p.pairs(), p.pairs() * PAIR) };
-                let product = |left: &[f32], rows: usize, p: &Packed<f32>, c: &mut [f32], stride: usize, keep: bool| {
+                let right = |p: &Packed<E>| -> (usize, usize) { (p.pairs(), p.pairs() * PAIR) };
+                let product = |left: &[f32], rows: usize, p: &Packed<E>, c: &mut [f32], stride: usize, keep: bool| {
                     let (pairs, panel_stride) = right(p);
                     let panels = p.n.div_ceil(PANEL);
                     tiles(isa, rows, panels, pairs, left, &Right { data: &p.data, panel_stride }, c, stride, keep);
@@ -596,7 +592,7 @@ fn group_backward(
                 }
                 let left = |x: &[f32], rows: usize, depth: usize, transposed: bool| {
                     let (row_stride, col_stride) = if transposed { (1, width) } else { (width, 1) };
-                    strips::<f32>(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
+                    strips::<E>(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
                 };
                 product(&left(&s, nj, ni, true), nj, d_columns, &mut d_v[j * BLOCK * wv..], wv, true);
                 product(&left(&dp, nj, ni, true), nj, q_columns, &mut d_k[j * BLOCK * wk..], wk, true);
