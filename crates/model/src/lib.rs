@@ -1,5 +1,6 @@
 //! Config, parameters, checkpoint formats, and the layers strung together.
 #![forbid(unsafe_code)]
+pub mod account;
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
