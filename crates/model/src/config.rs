@@ -6,12 +6,15 @@
 //! [`Config::from_json`], so that code which has a [`Config`] may multiply its sizes without overflow.
 
 mod error;
+mod inference;
 mod new;
 mod read;
+mod refused;
 mod rope;
 mod tensors;
 
 pub use error::ConfigError;
+pub use inference::{Translated, translate_inference_keys};
 pub use new::{Key, KeyDefault};
 pub(crate) use read::brief;
 pub use tensors::TensorSpec;
@@ -291,7 +294,8 @@ impl Config {
     /// The form that inference takes unless told otherwise: absorbed where the expanded cache of the longest context would pass 4 GiB
     /// in bf16. It follows from the config alone, never from load.
     pub fn default_mla_form(&self) -> MlaForm {
-        let bytes = self.cache_numbers(MlaForm::Expanded) * 2 * self.max_position_embeddings as u64;
+        let per_token = 2 * self.cache_numbers(MlaForm::Expanded);
+        let bytes = per_token.saturating_mul(self.max_position_embeddings as u64);
         match self.attention {
             Attention::Mla { .. } if bytes > 4 << 30 => MlaForm::Absorbed,
             _ => MlaForm::Expanded,

@@ -43,6 +43,24 @@ pub enum ConfigError {
         /// What the key would hold.
         expected: String,
     },
+    /// Several keys are not there.
+    #[error("{} are missing; {family} needs them all. Is this the whole file?", list(.keys))]
+    MissingSeveral {
+        /// The keys.
+        keys: Vec<String>,
+        /// `model_type`.
+        family: String,
+    },
+    /// A family that is known and not supported.
+    #[error("`model_type` is {found}, which is not supported: {missing}. Supported: {supported}")]
+    Family {
+        /// The value.
+        found: String,
+        /// What the family has that no supported one has.
+        missing: &'static str,
+        /// What is supported.
+        supported: &'static str,
+    },
     /// A value that no model can have.
     #[error("`{key}` is {found}, expected {expected}")]
     Invalid {
@@ -105,4 +123,8 @@ pub enum ConfigError {
 
 fn did_you_mean(key: Option<&str>) -> String {
     key.map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
+}
+
+fn list(keys: &[String]) -> String {
+    keys.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
 }

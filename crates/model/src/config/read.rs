@@ -4,7 +4,7 @@ use std::{fs::File, io::Read, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling, TopkMethod};
+use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling, TopkMethod, refused};
 
 /// The largest published config.json is below 10 KB; some list a label per token.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -55,12 +55,68 @@ pub(super) fn family(map: &Map<String, Value>) -> Result<Family, ConfigError> {
         Value::String(s) if s == "deepseek_v2" => Ok(Family::DeepseekV2),
         Value::String(s) if s == "qwen2" => Ok(Family::Qwen2),
         Value::String(s) if s == "llama" => Ok(Family::Llama),
-        other => Err(unsupported("model_type", other, SUPPORTED_FAMILIES)),
+        other => Err(match other.as_str().and_then(refused::what_is_missing) {
+            Some(missing) => ConfigError::Family { found: brief(other), missing, supported: SUPPORTED_FAMILIES },
+            None => unsupported("model_type", other, SUPPORTED_FAMILIES),
+        }),
+    }
+}
+
+/// Keys without which there is no model, in the order of a published file. Others have a default, or are asked for where another
+/// key needs them.
+const REQUIRED: [&str; 6] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+];
+/// The same of latent attention and experts.
+const REQUIRED_DEEPSEEK: [&str; 10] = [
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "n_shared_experts",
+    "moe_intermediate_size",
+    "first_k_dense_replace",
+];
+
+fn required(family: Family) -> Vec<&'static str> {
+    let own: &[&str] = match family {
+        Family::DeepseekV3 | Family::DeepseekV2 => &REQUIRED_DEEPSEEK,
+        Family::Qwen2 => &["num_key_value_heads"],
+        Family::Llama => &[],
+    };
+    let groups: &[&str] = if family == Family::DeepseekV3 { &["n_group", "topk_group"] } else { &[] };
+    [&REQUIRED, own, groups].concat()
+}
+
+/// One error for all missing keys, if they are several; of one alone the reader knows more to say.
+pub(super) fn refuse_missing(
+    map: &Map<String, Value>,
+    owner: &str,
+    required: impl Iterator<Item = &'static str>,
+) -> Result<(), ConfigError> {
+    let mut keys: Vec<String> = required.filter(|&key| !map.contains_key(key)).map(str::to_owned).collect();
+    match keys.len() {
+        0 => Ok(()),
+        1 => Err(ConfigError::Missing { key: keys.remove(0), family: owner.into(), expected: "a whole number".into() }),
+        _ => Err(ConfigError::MissingSeveral { keys, family: owner.into() }),
     }
 }
 
 pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError> {
     let family = family(&raw)?;
+    if let Err(several @ ConfigError::MissingSeveral { .. }) =
+        refuse_missing(&raw, family.model_type(), required(family).into_iter())
+    {
+        return Err(several);
+    }
     refuse_quantized(&raw)?;
     let keys = Keys { map: &raw, table: "", owner: family.model_type() };
     keys.only("hidden_act", &[Value::from("silu")], "silu")?;
