@@ -68,6 +68,11 @@ impl Component {
             () => (Self::DenseFfn, true),
         }
     }
+
+    /// Whether DeepSeek stores a matrix of this name in FP8.
+    pub(crate) fn in_fp8(name: &str) -> bool {
+        Self::of(name).1
+    }
 }
 
 /// A number format for all weights.
@@ -216,7 +221,7 @@ impl Config {
     }
 
     /// Whether a tensor of [`Config::tensors`] belongs to a layer of multi-token prediction.
-    fn is_mtp_tensor(&self, name: &str) -> bool {
+    pub(crate) fn is_mtp_tensor(&self, name: &str) -> bool {
         let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
         layer.is_some_and(|i| i >= self.num_hidden_layers)
     }

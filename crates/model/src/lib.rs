@@ -4,6 +4,7 @@ pub mod account;
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod inspect;
 mod model;
 
 pub use adapter::Adapter;
