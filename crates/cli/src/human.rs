@@ -12,6 +12,28 @@ pub fn bytes(n: u64) -> String {
     scaled(n, "B")
 }
 
+/// Floating-point operations: `250.4 GFLOP`.
+pub fn flop(n: f64) -> String {
+    let steps = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")];
+    match steps.iter().find(|(step, _)| n >= *step) {
+        Some((step, prefix)) => format!("{:.1} {prefix}FLOP", n / step),
+        None => format!("{:.1} kFLOP", n / 1e3),
+    }
+}
+
+/// A whole number with a comma before each group of three digits: `129,280`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// How much was computed, and how fast.
 pub fn speeds(generation: &Generation) -> String {
     let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(" at {r:.0}/s"));
@@ -48,5 +70,11 @@ mod tests {
         assert_eq!([0, 999, 1000, 1049, 1050].map(count), ["0", "999", "1.0 K", "1.0 K", "1.1 K"]);
         assert_eq!([999_949, 999_950, 671_026_404_352].map(count), ["999.9 K", "1.0 M", "671.0 B"]);
         assert_eq!([5, 4_800_000, 1_300_000_000_000].map(bytes), ["5 B", "4.8 MB", "1.3 TB"]);
+    }
+
+    #[test]
+    fn whole_numbers_are_grouped_and_operations_scaled() {
+        assert_eq!([0, 999, 1000, 129_280, 1_000_000].map(grouped), ["0", "999", "1,000", "129,280", "1,000,000"]);
+        assert_eq!([250.4e9, 1.5e6, 2e3, 3e15].map(flop), ["250.4 GFLOP", "1.5 MFLOP", "2.0 kFLOP", "3.0 PFLOP"]);
     }
 }

@@ -9,6 +9,7 @@ mod failure;
 mod human;
 mod input;
 mod progress;
+mod report;
 mod source;
 mod style;
 

@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use jevons_infer::{GenerationConfig, Sampling};
-use jevons_model::{Config, Model, checkpoint::Checkpoint};
+use jevons_model::{Config, Model, checkpoint::Checkpoint, inspect::TokenizerFacts};
 use jevons_text::{ChatTemplate, Tokenizer};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::args::ComputeArgs;
 
@@ -179,6 +180,42 @@ impl Files {
         let mut ids = self.config()?.eos_token_ids;
         ids.extend(self.generation_config()?.eos_token_ids());
         Ok(ids)
+    }
+
+    /// What the tokenizer's files say, whatever is wrong with them.
+    pub fn tokenizer_facts(&self) -> TokenizerFacts {
+        let mut facts = TokenizerFacts::default();
+        let tokenizer = match self {
+            Self::BuiltIn(files) => Tokenizer::from_bytes(files.tokenizer.as_bytes()).map(Some).map_err(Into::into),
+            Self::Folder(folder) => tokenizer_of_folder(folder),
+        };
+        let tokenizer = tokenizer.unwrap_or_else(|error| {
+            facts.error = Some(format!("{error:#}"));
+            None
+        });
+        facts.tokens = tokenizer.as_ref().map(Tokenizer::vocab_size);
+        match self.template() {
+            Ok(template) => facts.chat_template = template.is_some(),
+            Err(error) => facts.template_error = Some(format!("{error:#}")),
+        }
+        let json = self.text("tokenizer_config.json").ok().flatten();
+        if let Some(config) = json.and_then(|json| serde_json::from_str::<Value>(&json).ok()) {
+            let id = |key: &str| {
+                let token = config[key].as_str().or_else(|| config[key]["content"].as_str())?;
+                tokenizer.as_ref()?.token_to_id(token)
+            };
+            facts.add_bos_token = config["add_bos_token"].as_bool();
+            (facts.bos_token_id, facts.eos_token_id) = (id("bos_token"), id("eos_token"));
+        }
+        match self.text("generation_config.json") {
+            Ok(None) => {}
+            Ok(Some(json)) => match GenerationConfig::from_json(&json) {
+                Ok(config) => facts.generation_eos = Some(config.eos_token_ids()),
+                Err(error) => facts.generation_error = Some(error.to_string()),
+            },
+            Err(error) => facts.generation_error = Some(format!("{error:#}")),
+        }
+        facts
     }
 
     fn generation_config(&self) -> anyhow::Result<GenerationConfig> {
