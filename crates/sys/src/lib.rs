@@ -1,8 +1,10 @@
-//! What the operating system gives: memory maps, memory counters, and files that are replaced whole or not at all.
+//! What the operating system gives: memory maps, memory counters, the machine's parts, and files that are replaced whole or not
+//! at all.
 //!
 //! Together with the kernels this is the only crate with `unsafe`; every other one forbids it.
 
 pub mod atomic;
+pub mod machine;
 mod map;
 mod memory;
 

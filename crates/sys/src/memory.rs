@@ -20,12 +20,12 @@ pub fn peak_rss_bytes() -> Option<u64> {
     kib_line(&Path::new("/").join("proc/self/status"), "VmHWM:")
 }
 
-fn available_in(root: &Path) -> Option<u64> {
+pub(crate) fn available_in(root: &Path) -> Option<u64> {
     let machine = kib_line(&root.join("proc/meminfo"), "MemAvailable:")?;
     Some(groups(root).iter().map(Group::left).fold(machine, u64::min))
 }
 
-fn total_in(root: &Path) -> Option<u64> {
+pub(crate) fn total_in(root: &Path) -> Option<u64> {
     let machine = kib_line(&root.join("proc/meminfo"), "MemTotal:")?;
     Some(groups(root).iter().map(|g| g.limit).fold(machine, u64::min))
 }
@@ -75,7 +75,7 @@ fn groups(root: &Path) -> Vec<Group> {
 }
 
 /// The bytes of a line such as `VmHWM:   1234 kB`.
-fn kib_line(file: &Path, name: &str) -> Option<u64> {
+pub(crate) fn kib_line(file: &Path, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
