@@ -12,6 +12,7 @@ pub mod gemm;
 mod isa;
 mod loss;
 pub mod math;
+pub mod measure;
 mod moe;
 mod ops;
 mod pointwise;
