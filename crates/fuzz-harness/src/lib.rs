@@ -6,7 +6,9 @@
 
 use std::{cell::RefCell, fs, path::Path};
 
-use jevons_model::{Adapter, Config, MlaForm, adapter::Direction, checkpoint::Checkpoint};
+use jevons_model::{
+    Adapter, Config, MlaForm, account::WeightFormat, adapter::Direction, checkpoint::Checkpoint, inspect,
+};
 use jevons_text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use tempfile::TempDir;
 
@@ -80,6 +82,12 @@ pub fn config(data: &[u8]) {
     let _ = (config.cache_numbers(MlaForm::Expanded), config.default_mla_form());
     assert!(config.rope_inv_freq().iter().all(|f| f.is_finite()));
     assert!(config.softmax_scale().is_finite() && config.rope_attention_factor().is_finite());
+    let described = inspect::describe(text).expect("it was read before");
+    assert!(described.remarks().iter().all(|r| !r.what.is_empty() && !r.why.is_empty()));
+    let account = config.account();
+    assert_eq!(account.total().parameters, total);
+    let _ =
+        (account.stored(), account.memory_bytes(config.max_position_embeddings, MlaForm::Expanded, WeightFormat::Fp8));
 }
 
 /// tokenizer.json: a text goes through it in both directions.

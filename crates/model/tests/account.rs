@@ -8,6 +8,7 @@ use jevons_model::{
     Config, Model, ModelError, Precision,
     account::{Account, Component, WeightFormat},
     config::{MlaForm, TensorSpec},
+    doctor::PUBLISHED,
 };
 use serde_json::{Map, Value, json};
 
@@ -158,4 +159,26 @@ fn the_counts_are_those_of_an_allocated_model() {
         let counted: u64 = config.account().parts.iter().map(|p| p.total.parameters).sum();
         assert_eq!(held.sum::<u64>(), counted, "{name}");
     }
+}
+
+#[test]
+fn the_doctors_models_are_those_of_the_published_configs() {
+    let of = |name: &str, config: &Config, format: WeightFormat| {
+        let account = config.account();
+        let cache = account.cache_bytes_per_token(config.default_mla_form()).unwrap();
+        let found = [account.total().bytes(format), account.multiplied().bytes(format), cache];
+        let model = PUBLISHED.iter().find(|m| m.name == name).unwrap();
+        let listed = [model.weight_bytes, model.read_bytes_per_token, model.cache_bytes_per_token];
+        assert_eq!(listed, found, "{name}");
+    };
+    // The distills have the shapes of the models that they were made from.
+    let bf16 = WeightFormat::Bf16;
+    of("R1-Distill-Qwen-1.5B", &config("DeepSeek-R1-Distill-Qwen-1.5B.json"), bf16);
+    of("R1-Distill-Qwen-7B", &config("Qwen2.5-7B-Instruct.json"), bf16);
+    of("R1-Distill-Llama-8B", &config("Meta-Llama-3.1-8B.json"), bf16);
+    of("DeepSeek-V2-Lite", &config("DeepSeek-V2-Lite-Chat.json"), bf16);
+    of("R1-Distill-Qwen-32B", &config("Qwen2.5-32B-Instruct.json"), bf16);
+    of("R1-Distill-Llama-70B", &config("Meta-Llama-3.1-70B.json"), bf16);
+    of("DeepSeek-R1", &config("DeepSeek-R1.json"), WeightFormat::Fp8);
+    assert!(PUBLISHED.is_sorted_by_key(|m| m.weight_bytes));
 }
