@@ -207,7 +207,9 @@ impl Info {
         let (c, account) = (self.config(), self.config().account());
         let mut report = Report::new(out);
         report.line(&self.name)?;
-        report.section("Architecture", &architecture_rows(c))?;
+        let mut architecture = architecture_rows(c);
+        architecture.push(row("licence", self.licence()));
+        report.section("Architecture", &architecture)?;
         let (header, rows) = parameter_rows(&account);
         report.table("Parameters", &header, &rows)?;
         report.section(
@@ -218,7 +220,6 @@ impl Info {
         if let Some(parts) = &self.parts {
             report.section("Files", &file_rows(parts))?;
         }
-        report.section("Licence", &[("licence".into(), self.licence())])?;
         Ok(report.remarks("What is unusual", &self.remarks)?)
     }
 }

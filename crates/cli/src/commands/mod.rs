@@ -3,8 +3,10 @@
 mod adapter;
 mod chat;
 mod completions;
+mod doctor;
 mod generate;
 mod info;
+mod man;
 mod score;
 mod tokenizer;
 mod train;
@@ -20,10 +22,12 @@ pub enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Info(info::Args),
+    Doctor(doctor::Args),
     Train(train::Args),
     Tokenizer(tokenizer::Args),
     Adapter(adapter::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
@@ -40,10 +44,12 @@ impl Command {
             Self::Generate(args) => generate::run(args, out),
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
+            Self::Doctor(args) => doctor::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),
             Self::Completions(args) => completions::run(args, out),
+            Self::Man(args) => man::run(args, out),
         }
     }
 }
