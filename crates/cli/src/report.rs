@@ -28,13 +28,15 @@ impl<'a, W: Write> Report<'a, W> {
     pub fn new(out: &'a mut W) -> Self {
         let theme = Theme::of(&io::stdout());
         let terminal = if theme.terminal { crossterm::terminal::size().ok() } else { None };
-        let width = terminal.map_or(WIDTH, |(columns, _)| usize::from(columns).clamp(MIN_WIDTH, WIDTH));
+        // Some terminals say that they have no columns at all.
+        let columns = terminal.map(|(columns, _)| usize::from(columns)).filter(|n| *n > 0);
+        let width = columns.map_or(WIDTH, |n| n.clamp(MIN_WIDTH, WIDTH));
         Self { out, theme, width, names: 0 }
     }
 
     /// A line as it is.
     pub fn line(&mut self, text: &str) -> io::Result<()> {
-        writeln!(self.out, "{text}")
+        writeln!(self.out, "{}", safe(text))
     }
 
     /// A heading, then rows of name and text.
@@ -43,8 +45,9 @@ impl<'a, W: Write> Report<'a, W> {
             return Ok(());
         }
         writeln!(self.out, "\n{}", title.style(self.theme.header))?;
+        let rows: Vec<(String, &String)> = rows.iter().map(|(name, text)| (safe(name), text)).collect();
         self.names = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-        for (name, text) in rows {
+        for (name, text) in &rows {
             let gap = " ".repeat(self.names - name.chars().count() + 2);
             self.wrapped(&format!("{}{name}{gap}", " ".repeat(INDENT)), text, false)?;
         }
@@ -121,12 +124,14 @@ impl<'a, W: Write> Report<'a, W> {
     }
 }
 
-/// Lines of at most `width` columns, broken at spaces; a longer word keeps its line. What would move the cursor is escaped.
+/// The text with whatever would move the cursor escaped: names and texts come from strangers.
+fn safe(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// Lines of at most `width` columns, broken at spaces; a longer word keeps its line.
 fn wrap(text: &str, width: usize) -> Vec<String> {
-    let safe: String = text
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect();
+    let safe = safe(text);
     let mut lines = vec![String::new()];
     for word in safe.split(' ') {
         let line = lines.last_mut().expect("there is a line from the start");
@@ -158,9 +163,12 @@ mod tests {
     fn rows_and_tables_are_aligned() {
         let mut out = vec![];
         let mut report = Report { out: &mut out, theme: Theme::plain(), width: 100, names: 0 };
-        report.section("Sizes", &[("a".into(), "1".into()), ("long name".into(), "2".into())]).unwrap();
+        report.section("Sizes", &[("a".into(), "1".into()), ("odd\u{1b}name".into(), "2".into())]).unwrap();
         report.table("Parts", &["", "total"], &[vec!["x".into(), "12".into()], vec!["yy".into(), "3".into()]]).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert_eq!(text, "\nSizes\n  a          1\n  long name  2\n\nParts    total\n  x         12\n  yy         3\n");
+        assert_eq!(
+            text,
+            "\nSizes\n  a              1\n  odd\\u{1b}name  2\n\nParts    total\n  x         12\n  yy         3\n"
+        );
     }
 }

@@ -17,6 +17,7 @@ pub use error::ConfigError;
 pub use inference::{Translated, translate_inference_keys};
 pub use new::{Key, KeyDefault};
 pub(crate) use read::brief;
+pub(crate) use read::text_of;
 pub use tensors::TensorSpec;
 
 use std::path::Path;

@@ -12,7 +12,7 @@ pub use licence::Licence;
 pub use remark::{Remark, Severity};
 pub use unusual::TokenizerFacts;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -21,7 +21,7 @@ use crate::{
     Config,
     account::WeightFormat,
     checkpoint::Checkpoint,
-    config::{ConfigError, translate_inference_keys},
+    config::{ConfigError, text_of, translate_inference_keys},
 };
 
 /// A config of any kind that we can make sense of.
@@ -51,6 +51,14 @@ pub fn describe(json: &str) -> Result<Described, ConfigError> {
             .into(),
     );
     Ok(described)
+}
+
+/// [`describe`] of a file.
+///
+/// # Errors
+/// As [`Config::from_file`].
+pub fn describe_file(path: &Path) -> Result<Described, ConfigError> {
+    describe(&text_of(path)?).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
 }
 
 fn describe_map(map: Map<String, Value>) -> Result<Described, ConfigError> {

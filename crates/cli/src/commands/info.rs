@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     human::{bytes, count, flop, grouped},
-    input, progress,
+    progress,
     report::Report,
     source,
 };
@@ -46,8 +46,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             if args.hash {
                 bail!("{}: this is one file; --hash needs the model's folder", path.display());
             }
-            let described = inspect::describe(&input::text(path)?).with_context(|| path.display().to_string())?;
-            Info::of_config(path.display().to_string(), described)
+            Info::of_config(path.display().to_string(), inspect::describe_file(path)?)
         }
         path => Info::of_model(&source::Files::open(path.as_deref())?, args.hash)?,
     };
@@ -87,7 +86,10 @@ impl Info {
     }
 
     fn of_model(files: &source::Files, hash: bool) -> anyhow::Result<Self> {
-        let described = inspect::describe(&files.config_json()?).with_context(|| files.name())?;
+        let described = match files {
+            source::Files::BuiltIn(_) => inspect::describe(&files.config_json()?)?,
+            source::Files::Folder(path) => inspect::describe_file(&path.join("config.json"))?,
+        };
         let mut info = Self::of_config(files.name(), described);
         let tokenizer = files.tokenizer_facts();
         info.remarks.extend(tokenizer.remarks(info.config()));

@@ -168,6 +168,14 @@ fn info_takes_a_context_up_to_the_longest() {
 }
 
 #[test]
+fn info_does_not_read_a_file_that_is_too_large_for_a_config() {
+    let dir = tempdir().unwrap();
+    fs::File::create(dir.path().join("model.safetensors")).unwrap().set_len(1 << 34).unwrap();
+    let err = jevons(dir.path(), &["info", "model.safetensors"]).fails(1);
+    assert!(err.contains("model.safetensors: cannot read") && err.contains("larger than 16 MiB"), "{err}");
+}
+
+#[test]
 fn info_tells_of_weights_that_cannot_be_opened() {
     let dir = tempdir().unwrap();
     write_model(&dir.path().join("m"));

@@ -21,20 +21,27 @@ const SUPPORTED_FAMILIES: &str = "deepseek_v2 (DeepSeek-V2, V2-Lite), deepseek_v
      llama (Llama 2 and 3, R1-Distill-Llama), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
 
 pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
+    from_json(&text_of(path)?).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+}
+
+/// The text of a file that is small enough to be a config.
+pub(crate) fn text_of(path: &Path) -> Result<String, ConfigError> {
     let read = || -> std::io::Result<String> {
         let mut text = String::new();
         let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
             return Err(std::io::Error::other("not a file"));
         }
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
+        if metadata.len() <= MAX_FILE_BYTES {
+            file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+        }
+        if metadata.len().max(text.len() as u64) > MAX_FILE_BYTES {
             return Err(std::io::Error::other("larger than 16 MiB, which no config.json is"));
         }
         Ok(text)
     };
-    let text = read().map_err(|error| ConfigError::Read { path: path.into(), error })?;
-    from_json(&text).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+    read().map_err(|error| ConfigError::Read { path: path.into(), error })
 }
 
 pub(super) fn from_json(text: &str) -> Result<Config, ConfigError> {
