@@ -7,12 +7,15 @@
 
 mod error;
 mod new;
+mod quantization;
 mod read;
 mod rope;
 mod tensors;
 
 pub use error::ConfigError;
+pub use jevons_kernels::formats::ScaleFormat;
 pub use new::{Key, KeyDefault};
+pub use quantization::Quantization;
 pub(crate) use read::brief;
 pub use tensors::TensorSpec;
 
@@ -213,6 +216,8 @@ pub struct Config {
     pub attention: Attention,
     /// `None` if all layers are dense by family.
     pub moe: Option<Moe>,
+    /// How weights are stored, `None` if as plain numbers.
+    pub quantization: Option<Quantization>,
     /// Token that starts a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a reply. config.json has one number or a list.

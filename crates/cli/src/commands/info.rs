@@ -3,7 +3,7 @@ use std::{cmp::Reverse, collections::BTreeMap, io::Write, path::PathBuf};
 use anyhow::{Context, bail};
 use jevons_model::{
     Config,
-    config::{Attention, RopeScaling},
+    config::{Attention, RopeScaling, ScaleFormat},
 };
 use serde_json::{Map, Value, json};
 
@@ -260,6 +260,14 @@ fn remarks(c: &Config) -> Vec<String> {
     }
     if c.tie_word_embeddings {
         remarks.push("embedding and head are one matrix".into());
+    }
+    if let Some(quantization) = c.quantization {
+        let scales = match quantization.scale_format {
+            ScaleFormat::F32 => "any scale",
+            ScaleFormat::Ue8m0 => "a power of two as scale",
+        };
+        remarks
+            .push(format!("linears are stored in FP8 (E4M3, blocks of 128 × 128, {scales}) and expanded when loaded"));
     }
     if let Attention::Mla { bias: true, .. } = c.attention {
         remarks.push("the attention has biases".into());

@@ -10,10 +10,12 @@ mod convert;
 mod error;
 mod header;
 mod index;
+mod rows;
 mod write;
 
 pub use convert::TensorView;
 pub use error::CheckpointError;
+pub use rows::Rows;
 /// Number format of a stored tensor, named as in the file (`BF16`, `F32`, `F8_E4M3`, ...).
 pub use safetensors::Dtype as StoredDtype;
 pub use write::{SaveDtype, TensorOut, save_model, write_safetensors};
@@ -209,20 +211,23 @@ impl<'a> Checkpoint<'a> {
         self.stored_dtype() == Some(StoredDtype::F32)
     }
 
-    /// A tensor of this shape as f32: exact from F32, BF16 and F16.
+    /// A tensor of this shape as f32: exact from F32, BF16 and F16; `code · scale` from a matrix in block FP8 (see
+    /// [`Checkpoint::rows`]).
     ///
     /// # Errors
-    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], or [`CheckpointError::Dtype`] for any other format.
+    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`]; [`CheckpointError::Dtype`] for any other format;
+    /// [`CheckpointError::NoScales`], [`CheckpointError::ScaleShape`] and [`CheckpointError::Value`] for FP8 that makes no
+    /// sense.
     pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        self.expect(name, shape)?.to_f32()
+        self.rows(name, shape)?.read_all()
     }
 
-    /// A tensor of this shape as bf16: exact from BF16, rounded to nearest even from F32 and F16.
+    /// The same as bf16: exact from BF16, else rounded to nearest even.
     ///
     /// # Errors
     /// As [`Checkpoint::read_f32`].
     pub fn read_bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, CheckpointError> {
-        self.expect(name, shape)?.to_bf16()
+        Ok(self.read_f32(name, shape)?.into_iter().map(bf16::from_f32).collect())
     }
 
     /// A tensor of this shape.
@@ -243,11 +248,14 @@ impl<'a> Checkpoint<'a> {
         Ok(view)
     }
 
-    /// Tensors that a model of this config does not use, sorted: rotary tables of old tools, a tied head stored twice. Worth a
-    /// warning, not an error.
+    /// Tensors that a model of this config does not use, sorted: rotary tables of old tools, a tied head stored twice, scales of
+    /// what is not FP8. Worth a warning, not an error.
     pub fn unexpected(&self, config: &Config) -> Vec<String> {
         let copies = config.mtp_copies().into_iter().map(|(name, _)| name);
-        let known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).chain(copies).collect();
+        let mut known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).chain(copies).collect();
+        let scaled = known.iter().filter(|name| self.get(name).is_some_and(|t| t.dtype == StoredDtype::F8_E4M3));
+        let scales: Vec<String> = scaled.map(|name| rows::scale_name(name)).collect();
+        known.extend(scales);
         let mut names: Vec<String> = self.names().filter(|&name| !known.contains(name)).map(str::to_owned).collect();
         names.sort();
         names

@@ -4,7 +4,7 @@ use std::{fs::File, io::Read, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling, TopkMethod};
+use super::{Attention, Config, ConfigError, Family, Moe, Quantization, Rope, RopeScaling, TopkMethod};
 
 /// The largest published config.json is below 10 KB; some list a label per token.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -61,7 +61,6 @@ pub(super) fn family(map: &Map<String, Value>) -> Result<Family, ConfigError> {
 
 pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError> {
     let family = family(&raw)?;
-    refuse_quantized(&raw)?;
     let keys = Keys { map: &raw, table: "", owner: family.model_type() };
     keys.only("hidden_act", &[Value::from("silu")], "silu")?;
 
@@ -125,6 +124,7 @@ pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError
         rope,
         attention,
         moe,
+        quantization: Quantization::from_config(&raw)?,
         bos_token_id: keys.token_id("bos_token_id", vocab_size)?,
         eos_token_ids: eos(&keys, vocab_size)?,
         raw,
@@ -145,16 +145,6 @@ fn check_together(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::TooLarge { what: format!("{parameters} parameters"), limit: MAX_PARAMETERS });
     }
     Ok(())
-}
-
-fn refuse_quantized(raw: &Map<String, Value>) -> Result<(), ConfigError> {
-    match raw.get("quantization_config") {
-        None | Some(Value::Null) => Ok(()),
-        Some(q) => Err(match q.get("quant_method").unwrap_or(q) {
-            Value::String(method) if method == "fp8" => ConfigError::Fp8 { method: brief(&method.clone().into()) },
-            other => unsupported("quantization_config.quant_method", other, "none (weights in BF16, F16 or F32)"),
-        }),
-    }
 }
 
 fn mla(keys: &Keys<'_>, heads: usize) -> Result<Attention, ConfigError> {
