@@ -1,4 +1,4 @@
-//! How much memory there is, all in bytes. Linux only so far; elsewhere every answer is `None`.
+//! How much memory and disk there is, all in bytes. Linux only so far; elsewhere every answer is `None`.
 //!
 //! Source: proc(5); the kernel's admin-guide/cgroup-v2 and cgroup-v1/memory.
 
@@ -18,6 +18,14 @@ pub fn total_memory_bytes() -> Option<u64> {
 /// The most memory that this process has held so far, mapped files included as far as they were resident.
 pub fn peak_rss_bytes() -> Option<u64> {
     kib_line(&Path::new("/").join("proc/self/status"), "VmHWM:")
+}
+
+/// Bytes that can still be written to the disk that holds this folder; `None` where the system does not say (only Unix does).
+pub fn available_disk_bytes(folder: impl AsRef<Path>) -> Option<u64> {
+    #[cfg(unix)]
+    return rustix::fs::statvfs(folder.as_ref()).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    #[cfg(not(unix))]
+    return folder.as_ref().to_str().and(None);
 }
 
 fn available_in(root: &Path) -> Option<u64> {
