@@ -9,6 +9,13 @@ pub fn bar(total: u64, what: &'static str, unit: &'static str) -> ProgressBar {
     ProgressBar::new(total).with_style(style)
 }
 
+/// The same, counting bytes.
+pub fn byte_bar(total: u64, what: &'static str) -> ProgressBar {
+    let template = format!("{what} {{wide_bar}} {{decimal_bytes}}/{{decimal_total_bytes}}, {{eta}} left");
+    let style = ProgressStyle::with_template(&template).expect("the template is well-formed");
+    ProgressBar::new(total).with_style(style)
+}
+
 /// A line that says what is going on while there is nothing else to see.
 pub fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed");

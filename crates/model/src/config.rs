@@ -253,6 +253,11 @@ impl Config {
         read::from_file(path.as_ref())
     }
 
+    /// The text of a config.json and its keys, whatever they say.
+    pub(crate) fn keys_of_file(path: &Path) -> Result<(String, Map<String, Value>), ConfigError> {
+        read::keys_of_file(path)
+    }
+
     /// Makes the config of a new model from the published keys; only the sizes must be given, [`Config::keys`] lists
     /// them all. [`Config::raw`] then holds every key that `transformers` wants of the family, rope keys in the older
     /// style, which every tool reads.

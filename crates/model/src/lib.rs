@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 mod model;
 
 pub use adapter::Adapter;

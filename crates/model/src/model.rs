@@ -72,6 +72,8 @@ pub enum ModelError {
 
 /// Numbers of a matrix that are read at a time, unless 16 rows have more.
 const PIECE: usize = 1 << 15;
+/// Numbers of a matrix after which pages are given back.
+const RELEASE: usize = 1 << 19;
 
 /// A model that runs. Cheap to share behind an `Arc`.
 pub struct Model {
@@ -575,12 +577,16 @@ fn stored_param(
     let mut matrix = Matrix::zeros(precision.dtype(), n, k);
     let rows = (PIECE / k.max(1)).next_multiple_of(16);
     let mut piece = vec![0.0; rows.min(n) * k];
+    let mut released = 0;
     for first in (0..n).step_by(rows) {
         let end = n.min(first + rows);
         let piece = &mut piece[..(end - first) * k];
         stored.read(first..end, piece)?;
         matrix.set_rows(first, piece);
-        stored.release(first..end);
+        if end == n || (end - released) * k >= RELEASE {
+            stored.release(released..end);
+            released = end;
+        }
     }
     Ok(Param::Matrix(matrix))
 }

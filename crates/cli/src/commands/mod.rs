@@ -3,6 +3,7 @@
 mod adapter;
 mod chat;
 mod completions;
+mod convert;
 mod generate;
 mod info;
 mod score;
@@ -22,6 +23,7 @@ pub enum Command {
     Info(info::Args),
     Train(train::Args),
     Tokenizer(tokenizer::Args),
+    Convert(convert::Args),
     Adapter(adapter::Args),
     Completions(completions::Args),
 }
@@ -42,6 +44,7 @@ impl Command {
             Self::Info(args) => info::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
+            Self::Convert(args) => convert::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),
             Self::Completions(args) => completions::run(args, out),
         }

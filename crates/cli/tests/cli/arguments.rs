@@ -9,7 +9,7 @@ use tempfile::tempdir;
 fn every_command_explains_itself() {
     let dir = tempdir().unwrap();
     let help = jevons(dir.path(), &["--help"]).ok();
-    for command in ["chat", "generate", "score", "info", "tokenizer", "completions"] {
+    for command in ["chat", "generate", "score", "info", "tokenizer", "convert", "completions"] {
         assert!(help.contains(command), "{help}");
         let own = jevons(dir.path(), &[command, "--help"]).ok();
         assert!(own.contains(&format!("Usage: jevons {command}")), "{own}");

@@ -169,7 +169,7 @@ pub enum CheckpointError {
     },
     /// Scales of another size than the blocks of their weight ask.
     #[error(
-        "{path}: `{}` is {found:?}, expected {expected:?}: a scale for each block of 128 × 128 of the {weight:?} weight",
+        "{path}: `{}` is {found:?}, expected {expected:?}, a scale for each block of 128 × 128 of its weight",
         printable(.name),
         path = .path.display()
     )]
@@ -182,8 +182,6 @@ pub enum CheckpointError {
         found: Vec<usize>,
         /// The shape that follows from the weight.
         expected: Vec<usize>,
-        /// Shape of the weight.
-        weight: Vec<usize>,
     },
     /// A value that does not fit what it is read as.
     #[error("{path}: `{}` has a value of {found}, expected {expected}", printable(.name), path = .path.display())]

@@ -15,7 +15,9 @@ mod write;
 
 pub use convert::TensorView;
 pub use error::CheckpointError;
+pub(crate) use index::MAX_SHARDS;
 pub use rows::Rows;
+pub(crate) use rows::{RowOrder, Stored, scale_name};
 /// Number format of a stored tensor, named as in the file (`BF16`, `F32`, `F8_E4M3`, ...).
 pub use safetensors::Dtype as StoredDtype;
 pub use write::{SaveDtype, TensorOut, save_model, write_safetensors};
@@ -32,8 +34,8 @@ use jevons_sys::MappedFile;
 
 use crate::Config;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint, of one file or of shards. `'a` is the life of borrowed bytes, `'static` for files.
 pub struct Checkpoint<'a> {
@@ -51,13 +53,13 @@ struct WeightFile<'a> {
     bytes: Bytes<'a>,
 }
 
-enum Bytes<'a> {
+pub(crate) enum Bytes<'a> {
     Mapped(MappedFile),
     Borrowed(&'a [u8]),
 }
 
 impl Bytes<'_> {
-    fn get(&self) -> &[u8] {
+    pub fn get(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
             Self::Borrowed(bytes) => bytes,
@@ -143,6 +145,9 @@ impl<'a> Checkpoint<'a> {
 
     fn add(&mut self, path: PathBuf, bytes: Bytes<'a>) -> Result<(), CheckpointError> {
         let header = header::parse(&path, bytes.get())?;
+        if let Bytes::Mapped(map) = &bytes {
+            map.release(0..map.len()); // What was parsed is copied.
+        }
         for tensor in header.tensors {
             if let Some(&first) = self.by_name.get(&tensor.name) {
                 let other = self.files[self.tensors[first].file].path.clone();
@@ -159,6 +164,10 @@ impl<'a> Checkpoint<'a> {
     /// The folder or file that was opened; `<memory>` for borrowed bytes.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|f| f.path.as_path())
     }
 
     /// The names of all tensors, by file and by place in it.

@@ -27,7 +27,7 @@ pub struct TensorOut {
 
 impl TensorOut {
     /// Bytes that the tensor takes in the file.
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let bits = self.shape.iter().fold(self.dtype.bitsize() as u64, |n, &d| n * d as u64);
         assert!(bits.is_multiple_of(8), "`{}` does not fill whole bytes", self.name);
         bits / 8

@@ -21,6 +21,17 @@ const SUPPORTED_FAMILIES: &str = "deepseek_v2 (DeepSeek-V2, V2-Lite), deepseek_v
      llama (Llama 2 and 3, R1-Distill-Llama), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
 
 pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
+    from_json(&text(path)?).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+}
+
+/// The text of a config.json and its keys, none of them looked at.
+pub(super) fn keys_of_file(path: &Path) -> Result<(String, Map<String, Value>), ConfigError> {
+    let text = text(path)?;
+    let keys = object(&text).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })?;
+    Ok((text, keys))
+}
+
+fn text(path: &Path) -> Result<String, ConfigError> {
     let read = || -> std::io::Result<String> {
         let mut text = String::new();
         let file = File::open(path)?;
@@ -33,13 +44,16 @@ pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
         }
         Ok(text)
     };
-    let text = read().map_err(|error| ConfigError::Read { path: path.into(), error })?;
-    from_json(&text).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+    read().map_err(|error| ConfigError::Read { path: path.into(), error })
 }
 
 pub(super) fn from_json(text: &str) -> Result<Config, ConfigError> {
+    from_object(object(text)?)
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, ConfigError> {
     match serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))? {
-        Value::Object(map) => from_object(map),
+        Value::Object(map) => Ok(map),
         other => Err(ConfigError::NotAnObject { found: brief(&other) }),
     }
 }
