@@ -438,6 +438,37 @@ fn two_runs_to_one_target_do_not_mix() {
     assert_eq!(tensors(&target), tensors(&source));
 }
 
+/// Unmounts when dropped.
+#[cfg(target_os = "linux")]
+struct Mount(PathBuf);
+
+#[cfg(target_os = "linux")]
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_too_small_is_noticed_before_anything_is_written() {
+    let dir = tempdir().unwrap();
+    let mut mount = std::process::Command::new("mount");
+    let mounted = mount.args(["-t", "tmpfs", "-o", "size=1200k", "tmpfs"]).arg(dir.path()).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: mounting a small disk takes root");
+        return;
+    }
+    let _mount = Mount(dir.path().into());
+    let source = golden("v3-fp8-odd");
+    let target = dir.path().join("out");
+    let options = Options { to: Some(Target::F32), ..Options::default() };
+    let error = run(&source, &target, options).unwrap_err();
+    assert!(matches!(error, ConvertError::NoSpace { .. }), "{error}");
+    assert!(error.to_string().contains("bytes left, "), "{error}");
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
 // Sources that are wrong.
 
 /// A folder with this config and these tensors.
@@ -525,15 +556,15 @@ fn a_row_longer_than_a_piece_is_quantised_as_others_are() {
     let new = tensors(&target);
     let scales = floats(StoredDtype::F32, &new["model.layers.0.x_proj.weight_scale_inv"].2);
     let codes = &new["model.layers.0.x_proj.weight"].2;
-    for j in 0..k.div_ceil(128) {
+    assert_eq!(scales.len(), k.div_ceil(128));
+    for (j, scale) in scales.into_iter().enumerate() {
         let columns = j * 128..k.min(j * 128 + 128);
         let max = columns.clone().flat_map(|c| [values[c].abs(), values[k + c].abs()]).fold(0.0, f32::max);
-        assert_eq!(scales[j], max / 448.0, "block {j}");
+        assert_eq!(scale, max / 448.0, "block {j}");
         assert!(
             columns
                 .clone()
-                .all(|c| codes[c] == to_e4m3(values[c] / scales[j])
-                    && codes[k + c] == to_e4m3(values[k + c] / scales[j]))
+                .all(|c| codes[c] == to_e4m3(values[c] / scale) && codes[k + c] == to_e4m3(values[k + c] / scale))
         );
     }
 }
@@ -640,5 +671,20 @@ fn llama2c_files_that_are_wrong_are_refused_with_the_reason() {
     ] {
         let error = import(&bytes, Options::default()).expect_err("accepted");
         assert!(error.starts_with(start) && error.contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
+fn a_llama2c_file_with_any_byte_of_its_header_changed_is_an_error_or_a_model() {
+    let whole = llama2c(20);
+    for at in 0..28 {
+        for value in [0, 1, 2, 4, 0x7f, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            match import(&bytes, Options::default()) {
+                Ok(_) => assert!(bytes == whole || at % 4 == 0, "byte {at} = {value}"),
+                Err(error) => assert!(error.starts_with("FILE: not a model file of llama2.c"), "{error}"),
+            }
+        }
     }
 }

@@ -278,4 +278,18 @@ mod tests {
         bad[byte + 4] = 0xFF;
         assert!(error(&bad).contains("token 68 is not UTF-8 text"));
     }
+
+    #[test]
+    fn a_file_with_any_byte_changed_or_cut_anywhere_is_an_error_or_a_tokenizer() {
+        let whole = file(&PIECES);
+        for at in (0..whole.len()).step_by(3) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            for bytes in [&bytes[..], &whole[..at]] {
+                if let Ok((json, _)) = llama2c_tokenizer(bytes, "file") {
+                    assert!(!json.is_empty());
+                }
+            }
+        }
+    }
 }

@@ -131,8 +131,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     match result {
         Ok(summary) => report(&summary, args, out),
         Err(error @ ConvertError::Interrupted { .. }) => {
-            eprintln!("{error}");
-            bail!(Interrupted)
+            Err(anyhow::Error::new(Interrupted).context(error.to_string()))
         }
         Err(error) => Err(error.into()),
     }

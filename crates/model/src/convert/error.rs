@@ -96,7 +96,7 @@ pub enum ConvertError {
         what: String,
     },
     /// Stopped from outside.
-    #[error("stopped; what is done so far is kept in {path}, and the same command goes on from there", path = .path.display())]
+    #[error("interrupted; what is done so far is kept in {path}, and the same command goes on from there", path = .path.display())]
     Interrupted {
         /// The hidden folder.
         path: PathBuf,

@@ -356,15 +356,25 @@ fn run(
             Ok(summary)
         }
         // What is written is right, and may go on.
-        Err(error @ (ConvertError::Interrupted { .. } | ConvertError::Write { .. } | ConvertError::NoSpace { .. })) => {
+        Err(error) if is_of_the_disk(&error) && names.iter().any(|name| staging.folder().join(name).is_file()) => {
             Err(error)
         }
-        Err(error @ ConvertError::Checkpoint(CheckpointError::Write { .. })) => Err(error),
+        Err(error @ ConvertError::Interrupted { .. }) => Err(error),
         Err(error) => {
             staging.discard();
             Err(error)
         }
     }
+}
+
+/// Not of the source.
+fn is_of_the_disk(error: &ConvertError) -> bool {
+    matches!(
+        error,
+        ConvertError::Write { .. }
+            | ConvertError::NoSpace { .. }
+            | ConvertError::Checkpoint(CheckpointError::Write { .. })
+    )
 }
 
 fn write(
