@@ -8,6 +8,7 @@
 
 mod adamw;
 pub mod attention;
+pub mod formats;
 pub mod gemm;
 mod isa;
 mod loss;

@@ -8,6 +8,7 @@
 mod error;
 mod inference;
 mod new;
+mod quantization;
 mod read;
 mod refused;
 mod rope;
@@ -15,7 +16,9 @@ mod tensors;
 
 pub use error::ConfigError;
 pub use inference::{Translated, translate_inference_keys};
+pub use jevons_kernels::formats::ScaleFormat;
 pub use new::{Key, KeyDefault};
+pub use quantization::Quantization;
 pub(crate) use read::brief;
 pub(crate) use read::text_of;
 pub use tensors::TensorSpec;
@@ -217,6 +220,8 @@ pub struct Config {
     pub attention: Attention,
     /// `None` if all layers are dense by family.
     pub moe: Option<Moe>,
+    /// How weights are stored, `None` if as plain numbers.
+    pub quantization: Option<Quantization>,
     /// Token that starts a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a reply. config.json has one number or a list.
@@ -250,6 +255,11 @@ impl Config {
     /// which puts the path before the errors of [`Config::from_json`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         read::from_file(path.as_ref())
+    }
+
+    /// The text of a config.json and its keys, whatever they say.
+    pub(crate) fn keys_of_file(path: &Path) -> Result<(String, Map<String, Value>), ConfigError> {
+        read::keys_of_file(path)
     }
 
     /// Makes the config of a new model from the published keys; only the sizes must be given, [`Config::keys`] lists

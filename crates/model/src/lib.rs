@@ -4,6 +4,7 @@ pub mod account;
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod doctor;
 pub mod inspect;
 mod model;

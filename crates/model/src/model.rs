@@ -3,7 +3,10 @@
 //! Inference ([`Model::extend`]), scoring ([`Model::score`]) and training ([`Model::forward_backward`]) run the same blocks on the
 //! same weights, so a token's log-probability has the same bits in all three.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
 use jevons_layers::{
@@ -66,6 +69,11 @@ pub enum ModelError {
     #[error("{0}")]
     Isa(String),
 }
+
+/// Numbers of a matrix that are read at a time, unless 16 rows have more.
+const PIECE: usize = 1 << 15;
+/// Numbers of a matrix after which pages are given back.
+const RELEASE: usize = 1 << 19;
 
 /// A model that runs. Cheap to share behind an `Arc`.
 pub struct Model {
@@ -212,12 +220,16 @@ impl Model {
         let config = if options.mtp { config } else { config.without_mtp() };
         let form = options.mla.unwrap_or_else(|| config.default_mla_form());
         let stored = if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
-        Self::build(config, options.precision.unwrap_or(stored), form, |spec| {
-            let mut values = file.read_f32(&spec.name, &spec.shape)?;
-            if let Some(adapter) = options.adapter {
+        let precision = options.precision.unwrap_or(stored);
+        let changed: HashSet<&str> =
+            options.adapter.iter().flat_map(|adapter| adapter.targets().map(|(name, ..)| name)).collect();
+        Self::build(config, precision, form, |config, spec| match options.adapter {
+            Some(adapter) if changed.contains(spec.name.as_str()) => {
+                let mut values = file.read_f32(&spec.name, &spec.shape)?;
                 adapter.apply(spec, &mut values, Direction::Merge)?;
+                Ok::<_, ModelError>(param(config, precision, form, spec, &values))
             }
-            Ok::<_, ModelError>(values)
+            _ => Ok(stored_param(config, precision, form, spec, file)?),
         })
     }
 
@@ -234,22 +246,23 @@ impl Model {
     where
         ModelError: From<E>,
     {
-        Self::build(config, precision, MlaForm::Expanded, read)
+        Self::build(config, precision, MlaForm::Expanded, |config, spec| {
+            Ok(param(config, precision, MlaForm::Expanded, spec, &read(spec)?))
+        })
     }
 
     fn build<E: Send>(
         config: Config,
         precision: Precision,
         mla: MlaForm,
-        read: impl Fn(&TensorSpec) -> Result<Vec<f32>, E> + Sync,
+        read: impl Fn(&Config, &TensorSpec) -> Result<Param, E> + Sync,
     ) -> Result<Self, ModelError>
     where
         ModelError: From<E>,
     {
         let ops = Ops::new().map_err(ModelError::Isa)?;
         let specs = config.tensors();
-        let params: Vec<Result<Param, E>> =
-            specs.par_iter().map(|s| Ok(param(&config, precision, mla, s, &read(s)?))).collect();
+        let params: Vec<Result<Param, E>> = specs.par_iter().map(|spec| read(&config, spec)).collect();
         let weights = Weights::new(precision.dtype(), params.into_iter().collect::<Result<_, E>>()?);
         let ids: HashMap<&str, ParamId> =
             specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
@@ -529,8 +542,8 @@ fn check_finite(h: &Tensor, layer: usize) -> Result<(), NonFinite> {
 /// Compute form of a parameter. Gains and biases hold bf16 numbers where products are bf16, so that a run's model and its
 /// bf16 checkpoint are one; the selection bias stays f32.
 fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec, values: &[f32]) -> Param {
-    if let (MlaForm::Absorbed, config::Attention::Mla { kv_lora_rank, .. }) = (mla, &config.attention)
-        && spec.name.ends_with(".kv_b_proj.weight")
+    if let config::Attention::Mla { kv_lora_rank, .. } = &config.attention
+        && is_absorbed(mla, spec)
     {
         return Param::LatentUp(LatentUp::new(precision.dtype(), values, latent_heads(config), *kv_lora_rank));
     }
@@ -541,6 +554,41 @@ fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec,
         }
         _ => Param::Vector(values.to_vec()),
     }
+}
+
+fn is_absorbed(mla: MlaForm, spec: &TensorSpec) -> bool {
+    mla == MlaForm::Absorbed && spec.name.ends_with(".kv_b_proj.weight")
+}
+
+/// The same from a checkpoint, piece by piece: no second copy of a matrix is made but of an absorbed one, and mapped pages are
+/// given back.
+fn stored_param(
+    config: &Config,
+    precision: Precision,
+    mla: MlaForm,
+    spec: &TensorSpec,
+    file: &Checkpoint<'_>,
+) -> Result<Param, CheckpointError> {
+    let stored = file.rows(&spec.name, &spec.shape)?;
+    let (n, k) = match spec.shape[..] {
+        [n, k] if !is_absorbed(mla, spec) => (n, k),
+        _ => return Ok(param(config, precision, mla, spec, &stored.read_all()?)),
+    };
+    let mut matrix = Matrix::zeros(precision.dtype(), n, k);
+    let rows = (PIECE / k.max(1)).next_multiple_of(16);
+    let mut piece = vec![0.0; rows.min(n) * k];
+    let mut released = 0;
+    for first in (0..n).step_by(rows) {
+        let end = n.min(first + rows);
+        let piece = &mut piece[..(end - first) * k];
+        stored.read(first..end, piece)?;
+        matrix.set_rows(first, piece);
+        if end == n || (end - released) * k >= RELEASE {
+            stored.release(released..end);
+            released = end;
+        }
+    }
+    Ok(Param::Matrix(matrix))
 }
 
 /// # Panics

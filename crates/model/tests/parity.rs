@@ -23,6 +23,8 @@ fn cases() -> Vec<PathBuf> {
         .map(|entry| entry.unwrap().path())
         .filter(|p| p.join("reference.safetensors").exists() && !p.ends_with(MTP))
         .collect();
+    // Further cases of the same format, not kept in the repository.
+    all.extend(std::env::var_os("JEVONS_PARITY_CASES").iter().flat_map(std::env::split_paths));
     all.sort();
     assert!(all.len() >= 2, "{} holds no cases", root.display());
     all
@@ -32,7 +34,8 @@ const MTP: &str = "deepseek-v3-mtp";
 
 /// Cases whose reference was computed with rope frequencies rounded to bf16: the module was cast whole, buffers included.
 /// `transformers` itself, which keeps them f32, differs from these references by 2.8e-4, 9.9e-4 and 3.3e-2 in the logits.
-const ROUNDED_FREQUENCIES: [&str; 5] = ["deepseek-v3", "qwen2", "deepseek-v3-groups-yarn", "deepseek-v2", "llama"];
+const ROUNDED_FREQUENCIES: [&str; 6] =
+    ["deepseek-v3", "qwen2", "deepseek-v3-groups-yarn", "deepseek-v2", "llama", "deepseek-v3-fp8"];
 
 /// Expanded: the form of training.
 fn load(case: &Path, precision: Precision) -> Model {

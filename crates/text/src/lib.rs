@@ -4,11 +4,13 @@
 
 mod bpe;
 pub mod house;
+mod llama2c;
 mod template;
 mod think;
 mod tokenizer;
 
 pub use bpe::{BpeOptions, DigitSplit, train_bpe};
+pub use llama2c::llama2c_tokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, TemplateError};
 pub use think::{Piece, ThinkSplitter, split_reply};
 pub use tokenizer::{DecodeStream, Tokenizer, TokenizerError};

@@ -43,6 +43,8 @@ pub struct Tokenizer {
     inner: Inner,
     /// The same without its special tokens, so that text cannot name them.
     plain: Inner,
+    /// Whether each character of a token is one byte.
+    byte_level: bool,
 }
 
 impl Tokenizer {
@@ -79,7 +81,8 @@ impl Tokenizer {
         // A template processor adds special tokens by id and refuses to load without them.
         json["post_processor"] = serde_json::Value::Null;
         let plain = Inner::from_bytes(json.to_string()).map_err(|e| format(e.to_string()))?;
-        Ok(Self { inner, plain })
+        let byte_level = json["decoder"].to_string().contains("\"ByteLevel\"");
+        Ok(Self { inner, plain, byte_level })
     }
 
     /// Ids of a rendered template: special tokens in the text are taken as such. Adds none by itself.
@@ -131,9 +134,12 @@ impl Tokenizer {
     /// Bytes of text that an id stands for; special tokens have none.
     pub fn byte_len(&self, id: u32) -> usize {
         match self.id_to_token(id) {
-            // In a byte-level vocabulary each character of a token is one byte.
-            Some(token) if !self.is_special(id) => token.chars().count(),
-            _ => 0,
+            Some(_) if self.is_special(id) => 0,
+            Some(token) if self.byte_level => token.chars().count(),
+            // `<0x0A>` stands for a byte, `▁` for a space.
+            Some(token) if is_byte(&token) => 1,
+            Some(token) => token.replace('▁', " ").len(),
+            None => 0,
         }
     }
 
@@ -153,6 +159,10 @@ impl Tokenizer {
     }
 }
 
+fn is_byte(token: &str) -> bool {
+    token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).is_some_and(|t| u8::from_str_radix(t, 16).is_ok())
+}
+
 fn run(inner: &Inner, text: &str) -> Result<Vec<u32>, TokenizerError> {
     Ok(inner.encode_fast(text, false).map_err(|e| TokenizerError::Run(e.to_string()))?.get_ids().to_vec())
 }
@@ -163,6 +173,8 @@ fn run(inner: &Inner, text: &str) -> Result<Vec<u32>, TokenizerError> {
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
+    /// The last id whose text is out. Some tokenizers take the space away that a text begins with, and only there.
+    before: Option<u32>,
     /// Ids whose text is not all out.
     pending: Vec<u32>,
     /// Bytes of their text that are out.
@@ -170,16 +182,29 @@ pub struct DecodeStream<'a> {
 }
 
 impl<'a> DecodeStream<'a> {
-    /// An empty stream.
+    /// The beginning of a text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, pending: Vec::new(), shown: 0 }
+        Self { tokenizer, skip_special, before: None, pending: Vec::new(), shown: 0 }
     }
 
+    /// What follows `ids`, whose text is known.
+    pub fn after(tokenizer: &'a Tokenizer, skip_special: bool, ids: &[u32]) -> Self {
+        let before = ids.last().copied().filter(|id| !tokenizer.is_special(*id));
+        Self { before, ..Self::new(tokenizer, skip_special) }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        if self.skip_special { self.tokenizer.decode_skip_special(ids) } else { self.tokenizer.decode(ids) }
+    }
+
+    /// Of the pending ids.
     fn text(&self) -> String {
-        if self.skip_special {
-            self.tokenizer.decode_skip_special(&self.pending)
-        } else {
-            self.tokenizer.decode(&self.pending)
+        let Some(before) = self.before else { return self.decode(&self.pending) };
+        let start = self.decode(&[before]);
+        let both = self.decode(&[&[before], &self.pending[..]].concat());
+        match both.strip_prefix(&start) {
+            Some(text) => text.to_owned(),
+            None => self.decode(&self.pending), // A character began in `before`: its part is out already.
         }
     }
 
@@ -193,8 +218,7 @@ impl<'a> DecodeStream<'a> {
         let new = text.get(self.shown..end).unwrap_or_default().to_owned();
         self.shown = self.shown.max(end);
         if end == text.len() {
-            self.pending.clear();
-            self.shown = 0;
+            self.clear();
         }
         new
     }
@@ -203,8 +227,15 @@ impl<'a> DecodeStream<'a> {
     pub fn finish(&mut self) -> String {
         let text = self.text();
         let rest = text.get(self.shown..).unwrap_or_default().to_owned();
+        self.clear();
+        rest
+    }
+
+    fn clear(&mut self) {
+        // A token that is left out has no text to come after.
+        let shown = self.pending.iter().rev().find(|id| !(self.skip_special && self.tokenizer.is_special(**id)));
+        self.before = shown.copied().or(self.before);
         self.pending.clear();
         self.shown = 0;
-        rest
     }
 }

@@ -3,6 +3,7 @@
 mod adapter;
 mod chat;
 mod completions;
+mod convert;
 mod doctor;
 mod generate;
 mod info;
@@ -25,6 +26,7 @@ pub enum Command {
     Doctor(doctor::Args),
     Train(train::Args),
     Tokenizer(tokenizer::Args),
+    Convert(convert::Args),
     Adapter(adapter::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -47,6 +49,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
+            Self::Convert(args) => convert::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),
             Self::Completions(args) => completions::run(args, out),
             Self::Man(args) => man::run(args, out),

@@ -9,9 +9,19 @@ use tempfile::tempdir;
 fn every_command_explains_itself() {
     let dir = tempdir().unwrap();
     let help = jevons(dir.path(), &["--help"]).ok();
-    for command in
-        ["chat", "generate", "score", "info", "doctor", "train", "tokenizer", "adapter", "completions", "man"]
-    {
+    for command in [
+        "chat",
+        "generate",
+        "score",
+        "info",
+        "doctor",
+        "train",
+        "tokenizer",
+        "convert",
+        "adapter",
+        "completions",
+        "man",
+    ] {
         assert!(help.contains(command), "{help}");
         let own = jevons(dir.path(), &[command, "--help"]).ok();
         assert!(own.contains(&format!("Usage: jevons {command}")), "{own}");

@@ -4,4 +4,5 @@ mod arguments;
 mod chat;
 mod common;
 mod compute;
+mod convert;
 mod text;

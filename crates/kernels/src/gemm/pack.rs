@@ -155,6 +155,16 @@ impl<E: Packable> Packed<E> {
         })
     }
 
+    /// Replaces rows from `first` on, which begins a panel; the last panel is whole, or ends the matrix.
+    pub fn set_rows<S: Element>(&mut self, first: usize, rows: &[S]) {
+        let (k, len) = (self.k, self.pairs() * PAIR);
+        let n = rows.len().checked_div(k).unwrap_or_default();
+        assert!(rows.len() == n * k && first.is_multiple_of(PANEL) && first + n <= self.n);
+        assert!(n.is_multiple_of(PANEL) || first + n == self.n);
+        let part = Self::from_rows(rows, n, k);
+        self.data[first / PANEL * len..][..part.data.len()].copy_from_slice(&part.data);
+    }
+
     /// Row `n` as f32 into `row` (`[K]`).
     pub fn row(&self, n: usize, row: &mut [f32]) {
         let panel = &self.data[(n / PANEL) * self.pairs() * PAIR..][..self.pairs() * PAIR];
@@ -196,6 +206,22 @@ impl Matrix {
             Dtype::F32 => AnyPacked::F32(Packed::from_rows(data, n, k)),
             Dtype::Bf16 => AnyPacked::Bf16(Packed::from_rows(data, n, k)),
         })
+    }
+
+    /// All zero.
+    pub fn zeros(dtype: Dtype, n: usize, k: usize) -> Self {
+        Self(match dtype {
+            Dtype::F32 => AnyPacked::F32(Packed::zeros(n, k)),
+            Dtype::Bf16 => AnyPacked::Bf16(Packed::zeros(n, k)),
+        })
+    }
+
+    /// Replaces the rows from `first` on by row-major f32 values, rounded as by [`Matrix::from_f32`].
+    ///
+    /// # Panics
+    /// Unless `first` and the number of rows are multiples of 16; the last rows may be fewer.
+    pub fn set_rows(&mut self, first: usize, rows: &[f32]) {
+        with_packed!(&mut self.0, p => p.set_rows(first, rows));
     }
 
     /// Rows N (outputs).

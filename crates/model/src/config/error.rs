@@ -93,14 +93,6 @@ pub enum ConfigError {
         /// Its value.
         other_found: String,
     },
-    /// Block FP8 weights.
-    #[error(
-        "`quantization_config` says {method}: FP8 checkpoints are not supported yet; use the model's BF16 conversion (its config.json has no `quantization_config`)"
-    )]
-    Fp8 {
-        /// The value of `quant_method`.
-        method: String,
-    },
     /// All sizes are possible alone, not together.
     #[error("the sizes together make {what}, more than the {limit} that a model may have; is a size mistyped?")]
     TooLarge {

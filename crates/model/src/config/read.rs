@@ -4,7 +4,7 @@ use std::{fs::File, io::Read, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling, TopkMethod, refused};
+use super::{Attention, Config, ConfigError, Family, Moe, Quantization, Rope, RopeScaling, TopkMethod, refused};
 
 /// The largest published config.json is below 10 KB; some list a label per token.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -22,6 +22,13 @@ const SUPPORTED_FAMILIES: &str = "deepseek_v2 (DeepSeek-V2, V2-Lite), deepseek_v
 
 pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
     from_json(&text_of(path)?).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+}
+
+/// The text of a config.json and its keys, none of them looked at.
+pub(super) fn keys_of_file(path: &Path) -> Result<(String, Map<String, Value>), ConfigError> {
+    let text = text_of(path)?;
+    let keys = object(&text).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })?;
+    Ok((text, keys))
 }
 
 /// The text of a file that is small enough to be a config.
@@ -45,8 +52,12 @@ pub(crate) fn text_of(path: &Path) -> Result<String, ConfigError> {
 }
 
 pub(super) fn from_json(text: &str) -> Result<Config, ConfigError> {
+    from_object(object(text)?)
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, ConfigError> {
     match serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))? {
-        Value::Object(map) => from_object(map),
+        Value::Object(map) => Ok(map),
         other => Err(ConfigError::NotAnObject { found: brief(&other) }),
     }
 }
@@ -124,7 +135,6 @@ pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError
     {
         return Err(several);
     }
-    refuse_quantized(&raw)?;
     let keys = Keys { map: &raw, table: "", owner: family.model_type() };
     keys.only("hidden_act", &[Value::from("silu")], "silu")?;
 
@@ -188,6 +198,7 @@ pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError
         rope,
         attention,
         moe,
+        quantization: Quantization::from_config(&raw)?,
         bos_token_id: keys.token_id("bos_token_id", vocab_size)?,
         eos_token_ids: eos(&keys, vocab_size)?,
         raw,
@@ -208,16 +219,6 @@ fn check_together(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::TooLarge { what: format!("{parameters} parameters"), limit: MAX_PARAMETERS });
     }
     Ok(())
-}
-
-fn refuse_quantized(raw: &Map<String, Value>) -> Result<(), ConfigError> {
-    match raw.get("quantization_config") {
-        None | Some(Value::Null) => Ok(()),
-        Some(q) => Err(match q.get("quant_method").unwrap_or(q) {
-            Value::String(method) if method == "fp8" => ConfigError::Fp8 { method: brief(&method.clone().into()) },
-            other => unsupported("quantization_config.quant_method", other, "none (weights in BF16, F16 or F32)"),
-        }),
-    }
 }
 
 fn mla(keys: &Keys<'_>, heads: usize) -> Result<Attention, ConfigError> {
