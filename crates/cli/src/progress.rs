@@ -9,6 +9,13 @@ pub fn bar(total: u64, what: &'static str, unit: &'static str) -> ProgressBar {
     ProgressBar::new(total).with_style(style)
 }
 
+/// A bar with speed and time left, counting bytes. Nothing is shown before it moves.
+pub fn bytes_bar(what: &'static str) -> ProgressBar {
+    let template = format!("{what} {{wide_bar}} {{bytes}}/{{total_bytes}}, {{bytes_per_sec}}, {{eta}} left");
+    let style = ProgressStyle::with_template(&template).expect("the template is well-formed");
+    ProgressBar::new(0).with_style(style)
+}
+
 /// A line that says what is going on while there is nothing else to see.
 pub fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed");

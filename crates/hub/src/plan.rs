@@ -71,6 +71,18 @@ pub enum State {
     },
 }
 
+impl State {
+    /// In one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Present => "present",
+            Self::Absent => "absent",
+            Self::Begun { .. } => "begun",
+            Self::Damaged { .. } => "damaged",
+        }
+    }
+}
+
 impl PlannedFile {
     /// Bytes that must come.
     pub fn missing(&self) -> u64 {

@@ -3,8 +3,10 @@
 //! Together with the kernels this is the only crate with `unsafe`; every other one forbids it.
 
 pub mod atomic;
+mod bandwidth;
 mod map;
 mod memory;
 
+pub use bandwidth::read_bandwidth_bytes_per_s;
 pub use map::MappedFile;
 pub use memory::{available_memory_bytes, peak_rss_bytes, total_memory_bytes};

@@ -15,7 +15,7 @@ use crate::{human, input, source};
 /// loaded.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder, run folder, or a config.json alone [default: the built-in model]
+    /// Checkpoint folder, run folder, org/name, or a config.json alone [default: the built-in model]
     model: Option<PathBuf>,
     /// Print everything as JSON
     #[arg(long)]

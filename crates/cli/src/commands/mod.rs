@@ -5,7 +5,11 @@ mod chat;
 mod completions;
 mod generate;
 mod info;
+mod list;
+mod pull;
+mod rm;
 mod score;
+mod show;
 mod tokenizer;
 mod train;
 
@@ -17,6 +21,10 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Chat(chat::Args),
+    Pull(pull::Args),
+    List(list::Args),
+    Show(show::Args),
+    Rm(rm::Args),
     Generate(generate::Args),
     Score(score::Args),
     Info(info::Args),
@@ -37,6 +45,10 @@ impl Command {
         let out = &mut io::stdout();
         match self {
             Self::Chat(args) => chat::run(args, out),
+            Self::Pull(args) => pull::run(args, out),
+            Self::List(args) => list::run(args, out),
+            Self::Show(args) => show::run(args, out),
+            Self::Rm(args) => rm::run(args, out),
             Self::Generate(args) => generate::run(args, out),
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
