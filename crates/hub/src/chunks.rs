@@ -21,6 +21,8 @@ pub type ChunkHash = String;
 
 /// Larger tables are not ours.
 const MAX_CHUNKS: u64 = 1 << 24;
+/// Nor are larger chunks, which are held in memory: none of the files that a hub may have needs them.
+const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunks {
@@ -55,7 +57,8 @@ impl Chunks {
         let (Some(Ok(of)), Some(Ok(chunk_bytes)), None) = (fields.next(), fields.next(), fields.next()) else {
             return None;
         };
-        if of != bytes || chunk_bytes == 0 || bytes.div_ceil(chunk_bytes) > MAX_CHUNKS {
+        let good = (1..=MAX_CHUNK_BYTES).contains(&chunk_bytes) && bytes.div_ceil(chunk_bytes) <= MAX_CHUNKS;
+        if of != bytes || !good {
             return None;
         }
         let mut chunks = Self::new(bytes, chunk_bytes);
@@ -185,6 +188,7 @@ mod tests {
             "x\n",
             "jevons chunks 1 36 10\n",
             "jevons chunks 1 35 0\n",
+            "jevons chunks 1 35 99999999999\n",
             "jevons chunks 1 35 10",
             "jevons chunks 1 35 10 1\n",
         ] {

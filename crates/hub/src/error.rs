@@ -66,7 +66,7 @@ pub enum HubError {
     Wrong { path: String, expected: Published, found: Published },
     #[error("{folder}: {need} bytes are needed and {free} are free; make room, or set HF_HUB_CACHE to a larger disk")]
     Space { folder: PathBuf, need: u64, free: u64 },
-    #[error("{repo}: another jevons is at work on it")]
+    #[error("{repo}: another jevons is at work on it; wait for it or stop it")]
     Locked { repo: String },
     #[error("{path}: cannot {what}")]
     Io { path: PathBuf, what: &'static str, source: io::Error },

@@ -4,18 +4,23 @@ use std::{hint::black_box, thread, time::Instant};
 
 /// Bytes of each thread's buffer: beyond the caches of a core.
 const BUFFER: usize = 64 << 20;
+/// More are not needed to keep the memory busy.
+const MAX_THREADS: usize = 16;
 /// Passes over the buffer; the fastest counts, since others use the memory too.
 const PASSES: usize = 3;
 
-/// Bytes per second that `threads` threads read from memory together, in order. Takes 64 MiB per thread and about a
+/// Bytes per second that `threads` threads, at most 16, read from memory together, in order. Takes 64 MiB per thread and about a
 /// tenth of a second; `None` if there is not that much memory, or it cannot be timed.
 pub fn read_bandwidth_bytes_per_s(threads: usize) -> Option<f64> {
-    let threads = threads.max(1);
+    let threads = threads.clamp(1, MAX_THREADS);
     if crate::available_memory_bytes().is_some_and(|free| free / 2 < (threads * BUFFER) as u64) {
         return None;
     }
     // Not zeros: the system maps all of those to one page.
-    let buffers: Vec<Vec<u64>> = (0..threads).map(|i| vec![i as u64 + 1; BUFFER / 8]).collect();
+    let buffers: Vec<Vec<u64>> = thread::scope(|scope| {
+        let fills: Vec<_> = (0..threads).map(|i| scope.spawn(move || vec![i as u64 + 1; BUFFER / 8])).collect();
+        fills.into_iter().map(|fill| fill.join().expect("it only fills memory")).collect()
+    });
     let pass = || {
         let start = Instant::now();
         thread::scope(|scope| {

@@ -304,7 +304,7 @@ impl View {
                 self.fetching.set_length(total);
                 self.fetching.set_position(done);
             }
-            Event::Done { path } if self.fetching.is_hidden() => self.say(&format!("verified {path}")),
+            Event::Done { path } if self.fetching.is_hidden() => self.say(&format!("in place: {path}")),
             Event::Done { .. } => {}
         }
     }

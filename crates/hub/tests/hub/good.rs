@@ -13,7 +13,7 @@ use std::{
 use jevons_hub::{Cache, Choice, Event, Hub, HubError, State, Watch};
 use tempfile::tempdir;
 
-use crate::server::{COMMIT, Reply, Repo, Server, assert_complete, options, pull, pull_with};
+use crate::server::{COMMIT, Reply, Repo, Request, Server, assert_complete, options, pull, pull_with};
 
 #[test]
 fn a_pull_brings_what_is_needed_once_and_a_second_one_brings_nothing() {
@@ -127,6 +127,18 @@ fn patterns_choose_files_and_a_revision_is_remembered_under_its_name() {
     assert_eq!(hub.small_file(&listing, "config.json", 1000).unwrap().unwrap(), br#"{"model_type": "x"}"#);
     assert_eq!(hub.small_file(&listing, "none.json", 1000).unwrap(), None);
     assert!(matches!(hub.small_file(&listing, "config.json", 5), Err(HubError::TooLarge { .. })));
+}
+
+#[test]
+fn a_hub_may_live_under_a_path_of_its_host() {
+    let (dir, repo) = (tempdir().unwrap(), Repo::usual());
+    let served = repo.clone();
+    let server = Server::start(move |r| match r.path.strip_prefix("/mirror/hub") {
+        Some(path) => served.reply(&Request { path: path.into(), ..r.clone() }),
+        None => Reply::status(500),
+    });
+    pull(options(&format!("{}/mirror/hub/", server.url())), dir.path()).ok();
+    assert_complete(dir.path(), &repo);
 }
 
 #[test]
