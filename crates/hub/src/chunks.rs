@@ -57,8 +57,8 @@ impl Chunks {
         let (Some(Ok(of)), Some(Ok(chunk_bytes)), None) = (fields.next(), fields.next(), fields.next()) else {
             return None;
         };
-        let good = (1..=MAX_CHUNK_BYTES).contains(&chunk_bytes) && bytes.div_ceil(chunk_bytes) <= MAX_CHUNKS;
-        if of != bytes || !good {
+        let sane = (1..=MAX_CHUNK_BYTES).contains(&chunk_bytes) && bytes.div_ceil(chunk_bytes) <= MAX_CHUNKS;
+        if of != bytes || !sane {
             return None;
         }
         let mut chunks = Self::new(bytes, chunk_bytes);
