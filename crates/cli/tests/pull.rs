@@ -153,7 +153,7 @@ fn a_slow_hub() -> (Server, Repo, Arc<AtomicBool>) {
 /// Starts a pull and waits until the first chunk is noted.
 fn begin(dir: &Path, hub: &Server, repo: &Repo) -> std::process::Child {
     let mut command = command(dir, &["pull", "org/name"]);
-    let child = command.env("HF_ENDPOINT", hub.url()).spawn().unwrap();
+    let mut child = command.env("HF_ENDPOINT", hub.url()).spawn().unwrap();
     let hash = published(repo.get("model.safetensors"));
     let journal = dir.join(format!(".cache/huggingface/hub/models--org--name/.jevons/{hash}.journal"));
     for _ in 0..1000 {
@@ -162,7 +162,8 @@ fn begin(dir: &Path, hub: &Server, repo: &Repo) -> std::process::Child {
         }
         thread::sleep(Duration::from_millis(10));
     }
-    panic!("no chunk came");
+    child.kill().unwrap();
+    panic!("no chunk came: {:?}", child.wait_with_output());
 }
 
 fn goes_on(dir: &Path, hub: &Server, repo: &Repo, switch: &AtomicBool) {

@@ -9,7 +9,7 @@
 //! place; the rest is a matter of how many bytes must come twice.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     ops::Range,
     path::PathBuf,
     sync::{
@@ -184,6 +184,8 @@ struct Task {
 /// A file in work.
 struct Job<'w> {
     planned: &'w PlannedFile,
+    /// Every path that has these bytes.
+    paths: Vec<&'w str>,
     remote: Remote<'w>,
     /// Opened by the first task, closed by the last, so that few are open at a time.
     state: Mutex<JobState>,
@@ -201,22 +203,27 @@ struct JobState {
 
 impl<'w> Work<'w> {
     fn new(hub: &'w Hub<'w>, plan: &'w Plan) -> Result<Self, HubError> {
-        let (mut jobs, mut tasks) = (Vec::new(), Vec::new());
+        let (mut jobs, mut tasks) = (Vec::<Job<'w>>::new(), Vec::new());
+        let mut job_of = HashMap::new();
         for planned in &plan.files {
+            let job = *job_of.entry(planned.file.hash.as_str()).or_insert(jobs.len());
+            if let Some(job) = jobs.get_mut(job) {
+                job.paths.push(&planned.file.path);
+                continue;
+            }
             let chunks = match (&planned.chunks, planned.state) {
                 (_, State::Present) => None,
                 (Some(chunks), _) => Some(chunks.clone()),
                 (None, _) => Some(crate::chunks::Chunks::new(planned.file.bytes, hub.options.chunk_bytes)),
             };
             let runs = chunks.map_or(vec![], |c| c.missing(hub.options.chunks_per_request.max(1)));
-            let job = jobs.len();
             match runs.is_empty() {
                 true => tasks.push(Task { job, run: 0..0 }),
                 false => tasks.extend(runs.into_iter().map(|run| Task { job, run })),
             }
             let remote = Remote::new(&hub.client, &plan.listing, &planned.file)?;
             let (state, [whole_only, taken]) = (Mutex::default(), [const { AtomicBool::new(false) }; 2]);
-            jobs.push(Job { planned, remote, state, whole_only, taken });
+            jobs.push(Job { planned, paths: vec![&planned.file.path], remote, state, whole_only, taken });
         }
         // Small files first: if something is wrong with the model, it shows in them.
         tasks.sort_by_key(|t| jobs[t.job].planned.missing() > hub.options.chunk_bytes);
@@ -268,12 +275,13 @@ impl<'w> Work<'w> {
         }
     }
 
-    /// A file that is here and good only needs its table and its name.
+    /// A file that is here and good only needs its table and its names.
     fn present(&self, job: &Job<'_>) -> Result<(), HubError> {
+        let paths = self.hub.paths(&self.plan.listing, &job.planned.file);
         if let Some(chunks) = &job.planned.chunks {
-            let table = self.hub.paths(&self.plan.listing, &job.planned.file).table;
-            atomic::write(&table, chunks.text().as_bytes()).at(table, "write the table")?;
+            atomic::write(&paths.table, chunks.text().as_bytes()).at(&paths.table, "write the table")?;
         }
+        paths.forget_begun()?;
         self.name(job)
     }
 
@@ -403,12 +411,13 @@ impl<'w> Work<'w> {
         partial.note(i, hash)
     }
 
-    /// The file's name in the commit's folder.
+    /// The file's names in the commit's folder.
     fn name(&self, job: &Job<'_>) -> Result<(), HubError> {
         let Listing { repo, commit, .. } = &self.plan.listing;
-        let file = &job.planned.file;
-        self.hub.cache.link(repo, commit, &file.path, file.hash.as_str())?;
-        (self.hub.client.watch.on_event)(Event::Done { path: &file.path });
+        for path in &job.paths {
+            self.hub.cache.link(repo, commit, path, job.planned.file.hash.as_str())?;
+            (self.hub.client.watch.on_event)(Event::Done { path });
+        }
         Ok(())
     }
 

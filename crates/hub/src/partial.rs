@@ -38,6 +38,17 @@ impl Paths {
         let exists = self.incomplete.is_file();
         exists.then(|| Chunks::read(&self.journal, bytes).unwrap_or_else(|| Chunks::new(bytes, chunk_bytes)))
     }
+
+    /// Deletes an unfinished file that is not needed any more.
+    pub fn forget_begun(&self) -> Result<(), HubError> {
+        for path in [&self.incomplete, &self.journal] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at(path, "delete it"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

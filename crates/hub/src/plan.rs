@@ -1,6 +1,7 @@
 //! What is here already, what must come, and whether there is room for it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -119,7 +120,13 @@ impl Hub<'_> {
         for file in chosen {
             let paths = self.paths(listing, file);
             let (state, chunks) = match paths.begun(file.bytes, self.options.chunk_bytes) {
-                Some(chunks) => (State::Begun { missing: chunks.missing_bytes() }, Some(chunks)),
+                Some(chunks) => {
+                    // Another tool may have fetched it since; or this is a repair, and the blob is what it repairs.
+                    if paths.blob.is_file() {
+                        doubtful.push(files.len());
+                    }
+                    (State::Begun { missing: chunks.missing_bytes() }, Some(chunks))
+                }
                 None if !paths.blob.is_file() => (State::Absent, None),
                 None => {
                     if verify || is_doubtful(&paths, file.bytes) {
@@ -131,7 +138,10 @@ impl Hub<'_> {
             files.push(PlannedFile { file: file.clone(), state, chunks });
         }
         self.examine_all(listing, &mut files, &doubtful)?;
-        let sum = |f: &dyn Fn(&PlannedFile) -> u64| files.iter().map(f).sum::<u64>();
+        // Files with the same bytes come once.
+        let mut seen = BTreeSet::new();
+        let once: Vec<_> = files.iter().filter(|f| seen.insert(f.file.hash.as_str())).collect();
+        let sum = |f: &dyn Fn(&PlannedFile) -> u64| once.iter().map(|file| f(file)).sum::<u64>();
         let space = |f: &PlannedFile| match f.state {
             State::Damaged { .. } => f.file.bytes, // the repaired copy is made beside
             _ => f.missing(),
@@ -139,7 +149,7 @@ impl Hub<'_> {
         let fetch_bytes = sum(&PlannedFile::missing);
         Ok(Plan {
             barred,
-            bytes: sum(&|f| f.file.bytes),
+            bytes: files.iter().map(|f| f.file.bytes).sum(),
             fetch_bytes,
             space_bytes: if fetch_bytes == 0 { 0 } else { sum(&space) + MARGIN },
             free_bytes: free_bytes(self.cache.root()),
@@ -177,6 +187,9 @@ impl Hub<'_> {
         });
         for (i, result) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
             let (state, chunks) = result?;
+            if matches!(files[i].state, State::Begun { .. }) && state != State::Present {
+                continue;
+            }
             if state != State::Present {
                 let path = &files[i].file.path;
                 self.client.notice(&format!(

@@ -69,9 +69,11 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         }
         spec.revision = Some(revision.clone());
     }
-    let stop = stop_on_signal(&spec)?;
+    let stop = Arc::new(Stop::default());
+    stop.on_signal(&spec)?;
     let view = View::new();
-    let result = pull(args, &spec, &view, &stop, out);
+    let result = pull(args, &spec, &view, &stop.asked, out);
+    stop.over.store(true, Ordering::Relaxed);
     view.clear();
     match result {
         Err(error) if error.downcast_ref().is_some_and(|e| matches!(e, HubError::Interrupted)) => {
@@ -258,20 +260,28 @@ fn resume(spec: &Spec) -> String {
     format!("stopped; what has come is kept, and this goes on from there: jevons pull {spec}")
 }
 
-/// The first Ctrl-C lets each connection come to an end, the second and a server that does not answer do not.
-fn stop_on_signal(spec: &Spec) -> anyhow::Result<Arc<AtomicBool>> {
-    let (stop, spec) = (Arc::new(AtomicBool::new(false)), spec.clone());
-    let asked = stop.clone();
-    interrupt::on_signal(move || {
-        let second = asked.swap(true, Ordering::Relaxed);
-        let spec = spec.clone();
-        thread::spawn(move || {
-            thread::sleep(Duration::from_secs(if second { 0 } else { 2 }));
-            eprintln!("{}", resume(&spec));
-            process::exit(130);
-        });
-    })?;
-    Ok(stop)
+/// The first Ctrl-C lets the pull come to an end; a second one, and a server that says nothing, do not.
+#[derive(Default)]
+struct Stop {
+    asked: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Stop {
+    fn on_signal(self: &Arc<Self>, spec: &Spec) -> anyhow::Result<()> {
+        let (this, spec) = (self.clone(), spec.clone());
+        interrupt::on_signal(move || {
+            let patience = Duration::from_secs(if this.asked.swap(true, Ordering::Relaxed) { 0 } else { 2 });
+            let (this, spec) = (this.clone(), spec.clone());
+            thread::spawn(move || {
+                thread::sleep(patience);
+                if !this.over.load(Ordering::Relaxed) {
+                    eprintln!("{}", resume(&spec));
+                    process::exit(130);
+                }
+            });
+        })
+    }
 }
 
 /// Progress on stderr.

@@ -358,6 +358,7 @@ pub fn assert_complete(cache: &Path, repo: &Repo) {
         names
     };
     hashes.sort();
+    hashes.dedup();
     assert_eq!(names(&folder.join("blobs")), hashes);
     assert_eq!(names(&folder.join(".jevons")), hashes.iter().map(|h| format!("{h}.chunks")).collect::<Vec<_>>());
     let mut paths: Vec<_> = needed.iter().map(|(p, _)| p.clone()).collect();

