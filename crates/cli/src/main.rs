@@ -8,6 +8,7 @@ mod commands;
 mod failure;
 mod human;
 mod input;
+mod interrupt;
 mod progress;
 mod report;
 mod source;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Own a reasoning model: train, chat, measure, inspect. Nothing leaves this machine.
+/// Own a reasoning model: train, chat, measure, inspect. Only `pull` opens a connection.
 ///
 /// Without a command: chat with the built-in model.
 #[derive(Debug, Parser)]

@@ -9,9 +9,11 @@ pub fn bar(total: u64, what: &'static str, unit: &'static str) -> ProgressBar {
     ProgressBar::new(total).with_style(style)
 }
 
-/// A bar with the time left, counting bytes.
+/// A bar with speed and time left, counting bytes. Nothing is shown before it moves.
 pub fn bytes_bar(total: u64, what: &'static str) -> ProgressBar {
-    let template = format!("{what} {{wide_bar}} {{decimal_bytes}}/{{decimal_total_bytes}}, {{eta}} left");
+    let template = format!(
+        "{what} {{wide_bar}} {{decimal_bytes}}/{{decimal_total_bytes}}, {{decimal_bytes_per_sec}}, {{eta}} left"
+    );
     let style = ProgressStyle::with_template(&template).expect("the template is well-formed");
     ProgressBar::new(total).with_style(style)
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use jevons_hub::{Cache, Spec};
 use jevons_infer::{GenerationConfig, Sampling};
 use jevons_model::{Config, Model, checkpoint::Checkpoint, inspect::TokenizerFacts};
 use jevons_text::{ChatTemplate, Tokenizer};
@@ -54,10 +55,8 @@ impl Files {
                 None => bail!("this build has no built-in model; name a checkpoint folder: jevons chat MODEL"),
             };
         };
+        let path = &*locate(path)?;
         let shown = path.display();
-        if !path.exists() {
-            bail!("{shown}: there is no such folder; a model is a checkpoint folder or a run folder of `jevons train`");
-        }
         if !path.is_dir() {
             bail!("{shown}: this is a file; a model is the folder with config.json and *.safetensors");
         }
@@ -244,6 +243,47 @@ impl Files {
             }
         }
     }
+}
+
+/// The path that a command's argument means: itself if it exists, or else the folder of the model of that name in the
+/// cache.
+pub fn locate(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let shown = path.display();
+    match missing(path) {
+        None => match name(path).and_then(|name| Cache::from_env().ok()?.find(&name)) {
+            Some(folder) => Ok(folder),
+            None => {
+                bail!(
+                    "{shown}: there is no such folder; a model is a checkpoint folder or a run folder of `jevons train`"
+                )
+            }
+        },
+        Some(name) => bail!(
+            "{shown}: there is no such folder, and no model of that name in the cache; this fetches it: jevons pull {name}"
+        ),
+    }
+}
+
+/// The same, but a path that cannot be a model's name is left to the caller.
+pub fn locate_named(path: &Path) -> anyhow::Result<PathBuf> {
+    if name(path).is_some() { locate(path) } else { Ok(path.to_owned()) }
+}
+
+/// The model's name, if the argument can only mean a model of a hub, and it is not in the cache.
+pub fn missing(path: &Path) -> Option<Spec> {
+    let name = name(path).filter(|_| !path.exists())?;
+    match Cache::from_env() {
+        Ok(cache) if cache.find(&name).is_some() => None,
+        _ => Some(name),
+    }
+}
+
+/// The argument as `org/name` or `org/name@revision`.
+fn name(path: &Path) -> Option<Spec> {
+    path.to_str()?.parse().ok()
 }
 
 /// The tokenizer of a folder, `None` if it has none.

@@ -28,7 +28,8 @@ use crate::{
         slash::{self, Line},
         terminal::{self, ChatPrompt},
     },
-    human, input, progress, source,
+    commands::pull,
+    human, input, interrupt, progress, source,
     style::Theme,
 };
 
@@ -40,7 +41,7 @@ use crate::{
 /// Tokens are drawn as the model's generation_config.json says; without one at temperature 0.6 and top-p 0.95.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder, or run folder of `jevons train` [default: the built-in model]
+    /// Checkpoint folder, run folder of `jevons train`, or org/name [default: the built-in model]
     model: Option<PathBuf>,
     /// Send this message, print the reply and leave; - takes all of stdin
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -74,6 +75,9 @@ enum OnOff {
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     args.compute.start_threads()?;
+    if let Some(model) = &args.model {
+        pull::offer(model)?;
+    }
     let files = source::Files::open(args.model.as_deref())?;
     let tokenizer =
         files.tokenizer()?.ok_or_else(|| anyhow!("{}: no tokenizer.json, and a chat needs one", files.name()))?;
@@ -349,7 +353,7 @@ fn listen_for_signals(stop: Arc<AtomicBool>, at_prompt: Arc<AtomicBool>) -> anyh
             }
         });
     };
-    ctrlc::set_handler(on_signal).context("cannot listen for Ctrl-C")
+    interrupt::on_signal(on_signal)
 }
 
 /// Something about the chat, not of it.

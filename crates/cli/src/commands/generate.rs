@@ -21,7 +21,7 @@ use crate::{
 /// sampling flags the most likely token is taken (temperature 0).
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder (config.json and *.safetensors), or run folder of `jevons train`
+    /// Checkpoint folder (config.json and *.safetensors), run folder of `jevons train`, or org/name
     model: PathBuf,
     /// Text to continue [default: read from stdin]
     #[arg(conflicts_with = "token_ids")]

@@ -27,7 +27,7 @@ const LISTED_FILES: usize = 20;
 /// folder and the headers of the weight files alone; no weights are loaded. A config.json of DeepSeek's inference code is understood too.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder, run folder, or a config.json alone [default: the built-in model]
+    /// Checkpoint folder, run folder, org/name, or a config.json alone [default: the built-in model]
     model: Option<PathBuf>,
     /// Tokens of context for operations and memory [default: 4096, or the longest of the model]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -7,8 +7,12 @@ mod convert;
 mod doctor;
 mod generate;
 mod info;
+mod list;
 mod man;
+mod pull;
+mod rm;
 mod score;
+mod show;
 mod tokenizer;
 mod train;
 
@@ -20,6 +24,10 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Chat(chat::Args),
+    Pull(pull::Args),
+    List(list::Args),
+    Show(show::Args),
+    Rm(rm::Args),
     Generate(generate::Args),
     Score(score::Args),
     Info(info::Args),
@@ -43,6 +51,10 @@ impl Command {
         let out = &mut io::stdout();
         match self {
             Self::Chat(args) => chat::run(args, out),
+            Self::Pull(args) => pull::run(args, out),
+            Self::List(args) => list::run(args, out),
+            Self::Show(args) => show::run(args, out),
+            Self::Rm(args) => rm::run(args, out),
             Self::Generate(args) => generate::run(args, out),
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),

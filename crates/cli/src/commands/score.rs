@@ -9,7 +9,7 @@ use crate::{args::ComputeArgs, input, progress, source};
 /// Measure how well a model predicts given tokens or text
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder (config.json and *.safetensors), or run folder of `jevons train`
+    /// Checkpoint folder (config.json and *.safetensors), run folder of `jevons train`, or org/name
     model: PathBuf,
     #[command(flatten)]
     input: Input,

@@ -59,7 +59,7 @@ enum Digits {
 /// Print the token ids of a text as JSON
 #[derive(Debug, clap::Args)]
 struct EncodeArgs {
-    /// tokenizer.json, or a folder with one
+    /// tokenizer.json, a folder with one, or org/name
     tokenizer: PathBuf,
     /// The text [default: read from stdin]
     #[arg(allow_hyphen_values = true)]
@@ -75,7 +75,7 @@ struct EncodeArgs {
 /// Print the text of token ids
 #[derive(Debug, clap::Args)]
 struct DecodeArgs {
-    /// tokenizer.json, or a folder with one
+    /// tokenizer.json, a folder with one, or org/name
     tokenizer: PathBuf,
     /// JSON list of token ids, or a list of such lists [default: read from stdin]
     ids: Option<String>,
@@ -166,6 +166,7 @@ fn decode(args: &DecodeArgs, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 fn open(path: &Path) -> anyhow::Result<Tokenizer> {
+    let path = &*source::locate_named(path)?;
     if path.is_dir() {
         return source::tokenizer_of_folder(path)?
             .with_context(|| format!("{}: there is no tokenizer.json in it", path.display()));
