@@ -220,7 +220,8 @@ impl Info {
         )?;
         report.section("Memory", &memory_rows(c, &account, context))?;
         if let Some(parts) = &self.parts {
-            report.section("Files", &file_rows(parts))?;
+            let hashed = parts.folder.iter().flat_map(|f| &f.files).any(|f| f.sha256.is_some());
+            report.section(if hashed { "Files, with their SHA-256" } else { "Files" }, &file_rows(parts))?;
         }
         Ok(report.remarks("What is unusual", &self.remarks)?)
     }
@@ -398,8 +399,8 @@ fn file_rows(parts: &Parts) -> Vec<(String, String)> {
     for file in &folder.files {
         let size = file.bytes.map_or("unreadable".into(), bytes);
         let hash = match (&file.sha256, &file.published_sha256) {
-            (Some(found), Some(published)) if found == published => format!("  sha256 {found}, as published"),
-            (Some(found), _) => format!("  sha256 {found}"),
+            (Some(found), Some(published)) if found == published => format!("  {found} as published"),
+            (Some(found), _) => format!("  {found}"),
             (None, Some(published)) => format!("  published as sha256 {published}"),
             (None, None) => String::new(),
         };

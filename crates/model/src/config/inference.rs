@@ -109,10 +109,7 @@ pub fn translate_inference_keys(given: &Map<String, Value>) -> Result<Option<Tra
     }
 
     let assumptions = vec![
-        format!(
-            "a context of {} tokens: the file says none; this is the code's original_seq_len times its rope_factor",
-            context as u64
-        ),
+        format!("a context of {} tokens, the code's original_seq_len times its rope_factor", context as u64),
         format!("the layout {family}, from the gate's {scoring}"),
         "YaRN with the code's defaults, a norm epsilon of 1e-6, an untied head".into(),
         "no multi-token prediction: this code does not run it".into(),

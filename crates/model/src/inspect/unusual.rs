@@ -56,8 +56,12 @@ impl Described {
     /// What is unusual about the config.
     pub fn remarks(&self) -> Vec<Remark> {
         let mut remarks = Vec::new();
-        for assumption in &self.assumptions {
-            remarks.push(Remark::note("assumed", assumption.clone(), "the file does not say; the figures rest on it"));
+        if !self.assumptions.is_empty() {
+            remarks.push(Remark::note(
+                "assumed",
+                format!("taken for granted: {}", self.assumptions.join("; ")),
+                "the file does not say; the figures rest on it",
+            ));
         }
         if let Some(why) = &self.not_loadable {
             remarks.push(Remark::problem("not_loadable", "its weights cannot be loaded here", why.clone()));
