@@ -1,0 +1,222 @@
+//! From a run's course to rows: the meter is read at every border between phases, so that phases add up to the run.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    Ledger, LedgerError,
+    entry::{Entry, Kind, Phase, Work, hex},
+};
+use crate::{
+    grade::Energy,
+    meter::{Meter, Sampler, Snapshot, Window},
+};
+
+/// Between two looks at sensors of power.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Meters a run and writes it down.
+///
+/// A ledger that fails is given up, and [`Recorder::trouble`] tells why, once; metering goes on.
+pub struct Recorder {
+    sampler: Sampler,
+    ledger: Option<Ledger>,
+    trouble: Option<LedgerError>,
+    blank: Entry,
+    started: Snapshot,
+    /// The last border between phases.
+    border: Snapshot,
+    /// Rows of the request that is not written yet.
+    pending: Vec<Entry>,
+    next_request: u64,
+    work: Work,
+    closed: bool,
+}
+
+impl Recorder {
+    /// A run of `command` begins. Without a ledger it is only metered.
+    pub fn start(meter: Meter, ledger: Result<Option<Ledger>, LedgerError>, command: &str) -> Self {
+        let sampler = Sampler::start(meter, EVERY);
+        let started = sampler.snapshot();
+        let (ledger, trouble) = match ledger {
+            Ok(ledger) => (ledger, None),
+            Err(trouble) => (None, Some(trouble)),
+        };
+        let blank = Entry {
+            at_ms: 0,
+            run: new_run(),
+            request: None,
+            kind: Kind::Start,
+            command: command.into(),
+            tenant: None,
+            model: None,
+            work: Work::default(),
+            seconds: 0.0,
+            energy: None,
+            unknown_s: 0.0,
+            own_cpu_s: None,
+            busy_cpu_s: None,
+            boundary: String::new(),
+        };
+        let mut recorder = Self {
+            sampler,
+            ledger,
+            trouble,
+            blank,
+            border: started.clone(),
+            started,
+            pending: vec![],
+            next_request: 0,
+            work: Work::default(),
+            closed: false,
+        };
+        let start = Entry { at_ms: now_ms(), ..recorder.blank.clone() };
+        recorder.write(&[start]);
+        recorder
+    }
+
+    /// Names the model of all further rows.
+    pub fn set_model(&mut self, fingerprint: String) {
+        self.blank.model = Some(fingerprint);
+    }
+
+    /// The time since the last border was spent on `phase`. Belongs to no request; written at once.
+    pub fn phase(&mut self, phase: Phase, work: Work) -> Window {
+        let (entry, window) = self.cut(phase, work, None);
+        self.write(&[entry]);
+        window
+    }
+
+    /// The time since the last border was spent on `phase` of the present request; written when the request ends.
+    pub fn phase_of_request(&mut self, phase: Phase, work: Work) -> Window {
+        let (entry, window) = self.cut(phase, work, Some(self.next_request));
+        self.pending.push(entry);
+        window
+    }
+
+    /// The time since the last border was spent on several requests at once, each with a share of it. Writes a phase and a
+    /// request for each; shares are scaled to add up to one.
+    pub fn shared_requests(&mut self, phase: Phase, shares: &[(f64, Work)]) -> Window {
+        let (whole, window) = self.cut(phase, Work::default(), None);
+        let sum: f64 = shares.iter().map(|(share, _)| share).sum();
+        let mut rows = vec![];
+        for (share, work) in shares {
+            let share = if sum > 0.0 { share / sum } else { 1.0 / shares.len() as f64 };
+            let energy = whole.energy.map(|e| e.scaled(share));
+            let request = Some(self.next_request);
+            self.next_request += 1;
+            let seconds = whole.seconds * share;
+            let cpu = |s: Option<f64>| s.map(|s| s * share);
+            let (own_cpu_s, busy_cpu_s) = (cpu(whole.own_cpu_s), cpu(whole.busy_cpu_s));
+            let row = Entry { request, work: *work, energy, seconds, own_cpu_s, busy_cpu_s, ..whole.clone() };
+            rows.push(row.clone());
+            rows.push(Entry { kind: Kind::Request, ..row });
+        }
+        if !rows.is_empty() {
+            self.write(&rows);
+        }
+        window
+    }
+
+    /// The present request has ended; its phases and their sum are written. None if it had no phase.
+    pub fn end_request(&mut self) -> Option<Energy> {
+        let last = self.pending.last()?.clone();
+        let phases = &self.pending;
+        let sum = |of: fn(&Entry) -> Option<f64>| phases.iter().map(of).sum::<Option<f64>>();
+        let energy = phases.iter().map(|p| p.energy).collect::<Option<Vec<_>>>().map(Energy::sum);
+        let row = Entry {
+            kind: Kind::Request,
+            work: total(phases.iter().map(|p| p.work)),
+            seconds: phases.iter().map(|p| p.seconds).sum(),
+            energy,
+            unknown_s: phases.iter().map(|p| p.unknown_s).sum(),
+            own_cpu_s: sum(|p| p.own_cpu_s),
+            busy_cpu_s: sum(|p| p.busy_cpu_s),
+            ..last
+        };
+        let mut rows = std::mem::take(&mut self.pending);
+        rows.push(row);
+        self.next_request += 1;
+        self.write(&rows);
+        energy
+    }
+
+    /// The run has ended. What is left since the last border was idle time.
+    pub fn finish(&mut self) -> Window {
+        self.end_request();
+        let (idle, _) = self.cut(Phase::Idle, Work::default(), None);
+        let window = self.border.since(&self.started);
+        let run = Entry { kind: Kind::Run, at_ms: idle.at_ms, work: self.work, ..self.blank.clone() }.measured(&window);
+        self.write(&[idle, run]);
+        self.closed = true;
+        window
+    }
+
+    /// All of the run so far.
+    pub fn so_far(&self) -> Window {
+        self.border.since(&self.started)
+    }
+
+    /// Why nothing is written any more; told once.
+    pub fn trouble(&mut self) -> Option<LedgerError> {
+        self.trouble.take()
+    }
+
+    /// Whether any sensor measures; if not, every number is a model's.
+    pub fn measures(&self) -> bool {
+        self.sampler.with(Meter::measures)
+    }
+
+    fn cut(&mut self, phase: Phase, work: Work, request: Option<u64>) -> (Entry, Window) {
+        let now = self.sampler.snapshot();
+        let window = now.since(&self.border);
+        self.border = now;
+        self.work = total([self.work, work]);
+        let kind = Kind::Phase(phase);
+        (Entry { kind, at_ms: now_ms(), work, request, ..self.blank.clone() }.measured(&window), window)
+    }
+
+    fn write(&mut self, rows: &[Entry]) {
+        if let Some(Err(error)) = self.ledger.as_mut().map(|ledger| ledger.append(rows)) {
+            self.ledger = None;
+            self.trouble = Some(error);
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// A run that ends by an error is closed as well.
+    fn drop(&mut self) {
+        if !self.closed {
+            self.finish();
+        }
+    }
+}
+
+/// Sums; what is known of some parts only is a sum of those.
+fn total(parts: impl IntoIterator<Item = Work>) -> Work {
+    let add = |a: Option<f64>, b: Option<f64>| match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (a, b) => a.or(b),
+    };
+    parts.into_iter().fold(Work::default(), |sum, part| Work {
+        tokens: sum.tokens + part.tokens,
+        cached_tokens: sum.cached_tokens + part.cached_tokens,
+        flop: add(sum.flop, part.flop),
+        bytes: add(sum.bytes, part.bytes),
+    })
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// 16 hexadecimal digits that no other run has: of the time, the process and a counter.
+fn new_run() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let seed = format!("{nanos} {} {}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    hex(&Sha256::digest(seed)[..8])
+}
