@@ -3,6 +3,8 @@
 //! Every number of joules carries a [`grade::Grade`], A to E, and an uncertainty: a reading that failed is unknown, never zero.
 #![forbid(unsafe_code)]
 
+pub mod allocate;
+pub mod export;
 pub mod grade;
 pub mod ledger;
 pub mod meter;

@@ -30,7 +30,7 @@ use serde::Serialize;
 pub use entry::{Entry, Kind, Phase, Work};
 pub use fingerprint::Fingerprint;
 pub use recorder::Recorder;
-pub use summary::{Group, Summary, by};
+pub use summary::{Group, Summary, by, day, time};
 
 use entry::Hash;
 

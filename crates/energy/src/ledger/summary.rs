@@ -145,14 +145,14 @@ impl Summary {
     }
 }
 
-/// `2026-11-23`, UTC.
-pub(crate) fn day(at_ms: i64) -> String {
+/// The day of a moment in milliseconds since 1970: `2026-11-23`, UTC.
+pub fn day(at_ms: i64) -> String {
     let (year, month, day) = civil(at_ms.div_euclid(86_400_000));
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// `2026-11-23T09:30:19Z`
-pub(crate) fn time(at_ms: i64) -> String {
+/// A moment in milliseconds since 1970: `2026-11-23T09:30:19Z`.
+pub fn time(at_ms: i64) -> String {
     let second = at_ms.div_euclid(1000).rem_euclid(86_400);
     format!("{}T{:02}:{:02}:{:02}Z", day(at_ms), second / 3600, second / 60 % 60, second % 60)
 }
