@@ -2,7 +2,9 @@
 //! [`commands`]: it parses, calls one library function, prints.
 #![forbid(unsafe_code)]
 
+mod account;
 mod args;
+mod chart;
 mod chat;
 mod commands;
 mod failure;

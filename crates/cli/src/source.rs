@@ -35,6 +35,13 @@ pub struct BuiltIn {
     generation_config: &'static str,
 }
 
+impl BuiltIn {
+    /// The bytes of model.safetensors.
+    pub fn weights(&self) -> &'static [u8] {
+        self.weights
+    }
+}
+
 #[cfg(builtin_model)]
 const BUILT_IN: Option<&BuiltIn> = Some(&BuiltIn {
     config: include_str!("../builtin/config.json"),

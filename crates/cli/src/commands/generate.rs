@@ -5,12 +5,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use jevons_energy::ledger::{Phase, Work};
 use jevons_infer::{Event, GenerateOptions, Generation, Request, Session, check_sequence, generate_batch};
 use jevons_model::Model;
 use jevons_text::Tokenizer;
 use serde_json::json;
 
 use crate::{
+    account::{Account, LedgerArgs, sentence},
     args::{ComputeArgs, SamplingArgs},
     human, input, source,
 };
@@ -45,6 +47,8 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 /// Sequences decoded together. Bounds memory; changes no token.
@@ -72,16 +76,19 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         eos_token_ids: if args.ignore_eos { vec![] } else { files.eos_token_ids()? },
         ..Default::default()
     };
+    let mut account = Account::open(&args.ledger, "generate");
     let model = files.model(&args.compute)?;
+    account.loaded(&files);
     let stream = !args.json && prompts.len() == 1 && tokenizer.is_some();
-    let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, out)?;
+    let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, &mut account, out)?;
+    let energy = account.close().energy;
     if args.json {
         return print_json(&generations, out);
     }
     match &tokenizer {
         Some(_) if stream => {
             writeln!(out)?;
-            eprintln!("{}", human::speeds(&generations[0]));
+            eprintln!("{}\n{}, loading included", human::speeds(&generations[0]), sentence(&energy));
         }
         Some(_) => {
             for (index, generation) in generations.iter().enumerate() {
@@ -115,6 +122,7 @@ fn generate(
     options: &GenerateOptions,
     tokenizer: Option<&Tokenizer>,
     stream: bool,
+    account: &mut Account,
     out: &mut impl Write,
 ) -> anyhow::Result<Vec<Generation>> {
     let mut generations = Vec::with_capacity(prompts.len());
@@ -123,7 +131,13 @@ fn generate(
         let mut sessions: Vec<_> = prompts.iter().map(|_| Session::new(model)).collect();
         let request = |(i, (prompt, session))| Request { prompt, options, choice: (batch * BATCH + i) as u64, session };
         let requests = prompts.iter().map(Vec::as_slice).zip(&mut sessions).enumerate().map(request).collect();
+        let (one, mut prefilled) = (prompts.len() == 1, false);
         let results = generate_batch(model, requests, tokenizer, &mut |_, event| {
+            // Of several sequences, some draw while others still read: only one alone has phases that can be told apart.
+            if let (true, false, Event::Token { .. }) = (one, prefilled, event) {
+                account.phase_of_request(Phase::Prefill, account.forward(prompts[0].len()));
+                prefilled = true;
+            }
             if let (true, Event::Text(text)) = (stream, event) {
                 written = write!(out, "{text}").and_then(|()| out.flush());
             }
@@ -133,6 +147,18 @@ fn generate(
             generations.push(result.with_context(|| format!("sequence {}", batch * BATCH + i))?);
         }
         std::mem::replace(&mut written, Ok(()))?;
+        let batch = &generations[batch * BATCH..];
+        match batch {
+            [generation] => {
+                account.phase_of_request(Phase::Answer, account.forward(generation.token_ids.len()));
+                account.end_request();
+            }
+            batch => {
+                let work = |(g, p): (&Generation, &Vec<u32>)| account.forward(p.len() + g.token_ids.len());
+                let works: Vec<Work> = batch.iter().zip(prompts).map(work).collect();
+                account.shared_requests(Phase::Answer, &works);
+            }
+        }
     }
     Ok(generations)
 }

@@ -9,6 +9,7 @@ mod generate;
 mod info;
 mod list;
 mod man;
+mod meter;
 mod pull;
 mod rm;
 mod score;
@@ -33,6 +34,7 @@ pub enum Command {
     Info(info::Args),
     Doctor(doctor::Args),
     Train(train::Args),
+    Meter(meter::Args),
     Tokenizer(tokenizer::Args),
     Convert(convert::Args),
     Adapter(adapter::Args),
@@ -60,6 +62,7 @@ impl Command {
             Self::Info(args) => info::run(args, out),
             Self::Doctor(args) => doctor::run(args, out),
             Self::Train(args) => train::run(args, out),
+            Self::Meter(args) => meter::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Convert(args) => convert::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),

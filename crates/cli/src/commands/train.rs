@@ -10,11 +10,17 @@ use std::{
 
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use jevons_energy::{
+    ledger::{Phase, Work},
+    meter::Window,
+};
 use jevons_train::{
     metrics::StepMetrics,
     recipe::Recipe,
     run::{self, Event, Summary},
 };
+
+use crate::account::{Account, LedgerArgs, sentence};
 
 /// Train a model by a recipe
 ///
@@ -42,6 +48,8 @@ pub struct Args {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
@@ -72,14 +80,41 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     })
     .context("cannot watch for Ctrl-C")?;
     let mut view = View::default();
-    let summary = run::run(&recipe, args.resume, &stop, &mut |event| view.show(event));
+    let mut account = Account::open(&args.ledger, "train");
+    let mut tokens = None;
+    let summary = run::run(&recipe, args.resume, &stop, &mut |event| {
+        book(&event, &mut account, &mut tokens);
+        view.show(event);
+    });
     view.finish();
-    report(&summary?, args, path, out)
+    let summary = summary?;
+    account.made(&summary.folder.join("model"));
+    report(&summary, &account.close(), args, path, out)
 }
 
-fn report(s: &Summary, args: &Args, recipe: &std::path::Path, out: &mut impl Write) -> anyhow::Result<()> {
+/// What the run has told so far goes to its account.
+fn book(event: &Event<'_>, account: &mut Account, tokens: &mut Option<u64>) {
+    match event {
+        Event::Start { active, .. } => {
+            account.trains(*active);
+            account.phase(Phase::Load, Work::default());
+        }
+        Event::Step(step) => {
+            // Tokens are counted from the beginning of the run, of which this process may have seen the end only.
+            let before = tokens.replace(step.tokens).unwrap_or(step.tokens - step.tokens / (step.step + 1));
+            account.step(step.tokens.saturating_sub(before));
+        }
+        Event::Heldout { .. } => account.phase(Phase::Eval, Work::default()),
+        Event::Saved { .. } => account.saved(),
+        Event::Notice(_) | Event::Tokens(_) | Event::Memory { .. } => {}
+    }
+}
+
+fn report(s: &Summary, energy: &Window, args: &Args, recipe: &std::path::Path, out: &mut impl Write) -> anyhow::Result<()> {
     if args.json {
-        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(s)?)?);
+        let mut report = serde_json::to_value(s)?;
+        report["energy"] = serde_json::to_value(energy)?;
+        return Ok(writeln!(out, "{report:#}")?);
     }
     if s.interrupted {
         writeln!(
@@ -103,6 +138,7 @@ fn report(s: &Summary, args: &Args, recipe: &std::path::Path, out: &mut impl Wri
         let estimate = HumanBytes(s.estimated_peak_bytes);
         writeln!(out, "peak memory {} (training was estimated at {estimate})", HumanBytes(peak))?;
     }
+    writeln!(out, "energy {}: {}", sentence(&energy.energy), energy.boundary())?;
     let model = s.folder.join("model");
     Ok(writeln!(out, "model: {0}\nchat with it: jevons chat {0}", model.display())?)
 }

@@ -16,6 +16,7 @@ fn every_command_explains_itself() {
         "info",
         "doctor",
         "train",
+        "meter",
         "tokenizer",
         "convert",
         "adapter",

@@ -5,4 +5,5 @@ mod chat;
 mod common;
 mod compute;
 mod convert;
+mod meter;
 mod text;

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::ledger::{Group, Kind, Numbered, Phase, Summary, by};
+use crate::ledger::{Group, Kind, Numbered, Phase, Summary, by, models_of_runs};
 
 pub use table::{csv, prometheus};
 
@@ -172,8 +172,9 @@ impl Stage {
 /// Rows of each model that is known by its fingerprint, in order of their names.
 fn models(rows: &[Numbered]) -> BTreeMap<&str, Vec<Numbered>> {
     let mut models: BTreeMap<&str, Vec<Numbered>> = BTreeMap::new();
+    let made = models_of_runs(rows);
     for row in rows {
-        if let Some(model) = &row.entry.model {
+        if let Some(model) = row.entry.model.as_deref().or_else(|| made.get(&*row.entry.run).copied()) {
             models.entry(model).or_default().push(row.clone());
         }
     }

@@ -30,7 +30,7 @@ use serde::Serialize;
 pub use entry::{Entry, Kind, Phase, Work};
 pub use fingerprint::Fingerprint;
 pub use recorder::Recorder;
-pub use summary::{Group, Summary, by, day, time};
+pub use summary::{Group, Summary, by, day, models_of_runs, time};
 
 use entry::Hash;
 
@@ -341,6 +341,17 @@ impl Ledger {
             take(row.get(0).map_err(failed)?, row)?;
         }
         Ok(())
+    }
+
+    /// Whether any row has this hash, as [`Verdict::head`] prints it: what an earlier head is checked against later.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn has_head(&self, head: &str) -> Result<bool, LedgerError> {
+        let failed = |source| LedgerError::Sqlite { path: self.path.clone(), doing: "read", source };
+        let sql = "SELECT count(*) FROM entry WHERE lower(hex(hash)) = ?1";
+        let found: i64 = self.db.query_row(sql, [head.to_lowercase()], |row| row.get(0)).map_err(failed)?;
+        Ok(found > 0)
     }
 
     /// Recomputes the chain and the sums of every run.

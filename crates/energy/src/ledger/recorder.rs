@@ -1,6 +1,6 @@
 //! From a run's course to rows: the meter is read at every border between phases, so that phases add up to the run.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
@@ -16,6 +16,9 @@ use crate::{
 /// Between two looks at sensors of power.
 const EVERY: Duration = Duration::from_millis(200);
 
+/// Pieces of one phase become one row about this often.
+const ROW_EVERY: Duration = Duration::from_secs(10);
+
 /// Meters a run and writes it down.
 ///
 /// A ledger that fails is given up, and [`Recorder::trouble`] tells why, once; metering goes on.
@@ -29,6 +32,8 @@ pub struct Recorder {
     border: Snapshot,
     /// Rows of the request that is not written yet.
     pending: Vec<Entry>,
+    /// Pieces of one phase that are not written yet, and when the first of them came.
+    held: Option<(Entry, Instant)>,
     next_request: u64,
     work: Work,
     closed: bool,
@@ -67,6 +72,7 @@ impl Recorder {
             border: started.clone(),
             started,
             pending: vec![],
+            held: None,
             next_request: 0,
             work: Work::default(),
             closed: false,
@@ -88,11 +94,41 @@ impl Recorder {
         window
     }
 
+    /// The time since the last border was spent on a piece of `phase`, one of many such as steps of training. Pieces that follow each
+    /// other are written as one row, every ten seconds and when another phase comes.
+    pub fn piece(&mut self, phase: Phase, work: Work) {
+        let (piece, _) = self.cut(phase, work, None);
+        match &mut self.held {
+            Some((held, _)) if held.kind == piece.kind => *held = merged(held, piece),
+            _ => {
+                self.flush();
+                self.held = Some((piece, Instant::now()));
+            }
+        }
+        if self.held.as_ref().is_some_and(|(_, since)| since.elapsed() >= ROW_EVERY) {
+            self.flush();
+        }
+    }
+
+    /// Writes the pieces that are held back; a moment to do so is when what they made is saved.
+    pub fn flush(&mut self) {
+        if let Some((held, _)) = self.held.take() {
+            self.write(&[held]);
+        }
+    }
+
     /// The time since the last border was spent on `phase` of the present request; written when the request ends.
     pub fn phase_of_request(&mut self, phase: Phase, work: Work) -> Window {
         let (entry, window) = self.cut(phase, work, Some(self.next_request));
         self.pending.push(entry);
         window
+    }
+
+    /// Sets what was done in a phase of the present request, where it is known only later.
+    pub fn amend(&mut self, phase: Phase, work: Work) {
+        if let Some(row) = self.pending.iter_mut().rfind(|row| row.kind == Kind::Phase(phase)) {
+            row.work = work;
+        }
     }
 
     /// The time since the last border was spent on several requests at once, each with a share of it. Writes a phase and a
@@ -106,6 +142,7 @@ impl Recorder {
             let energy = whole.energy.map(|e| e.scaled(share));
             let request = Some(self.next_request);
             self.next_request += 1;
+            self.work = total([self.work, *work]);
             let seconds = whole.seconds * share;
             let cpu = |s: Option<f64>| s.map(|s| s * share);
             let (own_cpu_s, busy_cpu_s) = (cpu(whole.own_cpu_s), cpu(whole.busy_cpu_s));
@@ -121,20 +158,10 @@ impl Recorder {
 
     /// The present request has ended; its phases and their sum are written. None if it had no phase.
     pub fn end_request(&mut self) -> Option<Energy> {
-        let last = self.pending.last()?.clone();
-        let phases = &self.pending;
-        let sum = |of: fn(&Entry) -> Option<f64>| phases.iter().map(of).sum::<Option<f64>>();
-        let energy = phases.iter().map(|p| p.energy).collect::<Option<Vec<_>>>().map(Energy::sum);
-        let row = Entry {
-            kind: Kind::Request,
-            work: total(phases.iter().map(|p| p.work)),
-            seconds: phases.iter().map(|p| p.seconds).sum(),
-            energy,
-            unknown_s: phases.iter().map(|p| p.unknown_s).sum(),
-            own_cpu_s: sum(|p| p.own_cpu_s),
-            busy_cpu_s: sum(|p| p.busy_cpu_s),
-            ..last
-        };
+        let sum = self.pending.iter().cloned().reduce(|sum, phase| merged(&sum, phase))?;
+        let row = Entry { kind: Kind::Request, ..sum };
+        self.work = total([self.work, row.work]);
+        let energy = row.energy;
         let mut rows = std::mem::take(&mut self.pending);
         rows.push(row);
         self.next_request += 1;
@@ -172,12 +199,21 @@ impl Recorder {
         let now = self.sampler.snapshot();
         let window = now.since(&self.border);
         self.border = now;
-        self.work = total([self.work, work]);
+        if request.is_none() {
+            self.work = total([self.work, work]);
+        }
         let kind = Kind::Phase(phase);
         (Entry { kind, at_ms: now_ms(), work, request, ..self.blank.clone() }.measured(&window), window)
     }
 
     fn write(&mut self, rows: &[Entry]) {
+        if let Some((held, _)) = self.held.take() {
+            self.append(&[held]);
+        }
+        self.append(rows);
+    }
+
+    fn append(&mut self, rows: &[Entry]) {
         if let Some(Err(error)) = self.ledger.as_mut().map(|ledger| ledger.append(rows)) {
             self.ledger = None;
             self.trouble = Some(error);
@@ -191,6 +227,20 @@ impl Drop for Recorder {
         if !self.closed {
             self.finish();
         }
+    }
+}
+
+/// One row for two that follow each other.
+fn merged(first: &Entry, then: Entry) -> Entry {
+    let both = |a: Option<f64>, b: Option<f64>| Some(a? + b?);
+    Entry {
+        work: total([first.work, then.work]),
+        seconds: first.seconds + then.seconds,
+        energy: first.energy.zip(then.energy).map(|(a, b)| Energy::sum([a, b])),
+        unknown_s: first.unknown_s + then.unknown_s,
+        own_cpu_s: both(first.own_cpu_s, then.own_cpu_s),
+        busy_cpu_s: both(first.busy_cpu_s, then.busy_cpu_s),
+        ..then
     }
 }
 

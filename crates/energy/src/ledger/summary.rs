@@ -104,6 +104,12 @@ pub fn by<K: Ord>(rows: &[Numbered], key: impl Fn(&Numbered) -> Option<K>) -> BT
     groups.into_iter().map(|(key, rows)| (key, Group::of(rows))).collect()
 }
 
+/// The model of each run that names one in its last row: of a training run, what it has made. Earlier rows of that run name none.
+pub fn models_of_runs(rows: &[Numbered]) -> BTreeMap<&str, &str> {
+    let closed = rows.iter().filter(|r| r.entry.kind == Kind::Run);
+    closed.filter_map(|r| Some((&*r.entry.run, r.entry.model.as_deref()?))).collect()
+}
+
 /// A ledger, or a part of it, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
@@ -128,6 +134,11 @@ pub struct Summary {
 impl Summary {
     /// Of these rows.
     pub fn of(rows: &[Numbered]) -> Self {
+        let made = models_of_runs(rows);
+        let model = |r: &Numbered| -> String {
+            let model = r.entry.model.as_deref().or_else(|| made.get(&*r.entry.run).copied());
+            model.unwrap_or_default().to_owned()
+        };
         let times = || rows.iter().map(|r| r.entry.at_ms);
         Self {
             from_to_ms: times().min().zip(times().max()),
@@ -138,7 +149,7 @@ impl Summary {
                 Kind::Phase(phase) => Some(phase.as_str()),
                 _ => None,
             }),
-            models: by(rows, |r| Some(r.entry.model.clone().unwrap_or_default())),
+            models: by(rows, |r| Some(model(r))),
             commands: by(rows, |r| Some(r.entry.command.clone())),
             days: by(rows, |r| Some(day(r.entry.at_ms))),
         }

@@ -348,6 +348,28 @@ fn the_phases_of_a_recorded_run_add_up_to_its_counter() {
     assert!(total.full_j_per_token() > total.marginal_j_per_token());
 }
 
+#[test]
+fn steps_of_training_become_one_row_and_belong_to_the_model_they_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let mut run = recorder(&path);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(1));
+        run.piece(Phase::Train, Work::tokens(10));
+    }
+    run.piece(Phase::Eval, Work::tokens(3));
+    run.piece(Phase::Train, Work::tokens(1));
+    run.set_model("made".into());
+    run.finish();
+    drop(run);
+    let ledger = Ledger::open(&path).unwrap();
+    let rows = ledger.rows().unwrap();
+    let kinds: Vec<_> = rows.iter().map(|r| (r.entry.kind.as_str(), r.entry.work.tokens)).collect();
+    assert_eq!(kinds, [("start", 0), ("train", 50), ("eval", 3), ("train", 1), ("idle", 0), ("run", 54)]);
+    assert!(ledger.verify().unwrap().intact());
+    assert_eq!(Summary::of(&rows).models.keys().collect::<Vec<_>>(), ["made"]);
+}
+
 // D9: others book all energy to the answer.
 #[test]
 fn d9_prefill_thinking_and_answer_are_measured_apart() {
