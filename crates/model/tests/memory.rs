@@ -33,7 +33,7 @@ fn model() -> TempDir {
     let config = Config::from_map(keys.as_object().unwrap()).unwrap();
     let dir = tempdir().unwrap();
     let count = AtomicU64::new(0);
-    save_model(&dir.path().join("m"), &config, SaveDtype::Bf16, |spec| {
+    save_model(dir.path().join("m"), &config, SaveDtype::Bf16, |spec| {
         let seed = count.fetch_add(1, Ordering::Relaxed);
         (0..spec.elements() as u64)
             .map(|i| ((i * 7919 + seed * 31) % 1009) as f32 / 1009.0 - 0.4)

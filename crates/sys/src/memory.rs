@@ -1,4 +1,4 @@
-//! How much memory and disk there is, all in bytes. Linux only so far; elsewhere every answer is `None`.
+//! How much memory there is, all in bytes. Linux only so far; elsewhere every answer is `None`.
 //!
 //! Source: proc(5); the kernel's admin-guide/cgroup-v2 and cgroup-v1/memory.
 
@@ -18,11 +18,6 @@ pub fn total_memory_bytes() -> Option<u64> {
 /// The most memory that this process has held so far, mapped files included as far as they were resident.
 pub fn peak_rss_bytes() -> Option<u64> {
     kib_line(&Path::new("/").join("proc/self/status"), "VmHWM:")
-}
-
-/// Bytes that can still be written to the disk that holds this folder; `None` where the system does not say.
-pub fn available_disk_bytes(folder: impl AsRef<Path>) -> Option<u64> {
-    fs4::available_space(folder).ok()
 }
 
 pub(crate) fn available_in(root: &Path) -> Option<u64> {
