@@ -29,7 +29,8 @@ use crate::{failure::Interrupted, human, input, interrupt, progress, source};
 /// fetches what has changed and repairs what is damaged.
 ///
 /// HF_ENDPOINT names another hub, HF_TOKEN opens gated models (it is sent to that hub only), HF_HUB_CACHE or HF_HOME says
-/// where models are kept: in the same layout and place as other tools keep them.
+/// where models are kept: in the same layout and place as other tools keep them. SSL_CERT_FILE names the certificates of
+/// a network with an authority of its own.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// org/name, or org/name@revision
