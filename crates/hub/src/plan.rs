@@ -242,7 +242,7 @@ fn is_doubtful(paths: &Paths, bytes: u64) -> bool {
 /// Space on the disk that a folder, which need not exist yet, will be on.
 fn free_bytes(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|f| f.is_dir()).unwrap_or(Path::new("."));
-    fs4::available_space(there).ok()
+    jevons_sys::available_disk_bytes(there)
 }
 
 pub(crate) fn make_folder(folder: &Path) -> Result<(), HubError> {

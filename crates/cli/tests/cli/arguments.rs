@@ -20,6 +20,10 @@ fn every_command_explains_itself() {
         "convert",
         "adapter",
         "completions",
+        "pull",
+        "list",
+        "show",
+        "rm",
         "man",
     ] {
         assert!(help.contains(command), "{help}");
