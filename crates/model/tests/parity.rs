@@ -46,12 +46,34 @@ fn load(case: &Path, precision: Precision) -> Model {
 }
 
 fn load_as(case: &Path, options: LoadOptions<'_>) -> Model {
+    let rounded = ROUNDED_FREQUENCIES.iter().any(|name| case.ends_with(name))
+        || (!case.starts_with(root()) && was_made_with_rounded_frequencies(case));
+    load_with(case, options, rounded)
+}
+
+fn load_with(case: &Path, options: LoadOptions<'_>, rounded_frequencies: bool) -> Model {
     let mut config: serde_json::Value = serde_json::from_slice(&fs::read(case.join("config.json")).unwrap()).unwrap();
-    if ROUNDED_FREQUENCIES.iter().any(|name| case.ends_with(name)) {
+    if rounded_frequencies {
         config["rope_inv_freq_dtype"] = "bfloat16".into();
     }
     let weights = fs::read(case.join("model.safetensors")).unwrap();
     Model::from_bytes(&config.to_string(), &weights, options).unwrap()
+}
+
+/// A case from elsewhere does not say how it was made, so its logits are asked which frequencies they are nearer to.
+fn was_made_with_rounded_frequencies(case: &Path) -> bool {
+    let want = reference(case);
+    let off = [false, true].map(|rounded| {
+        let options = LoadOptions { precision: Some(Precision::F32), ..LoadOptions::default() };
+        relative(&all_logits(&load_with(case, options, rounded), &want.ids), &want.logits)
+    });
+    println!(
+        "{}: off by {:.1e} with exact rope frequencies, by {:.1e} with rounded ones",
+        case.display(),
+        off[0],
+        off[1]
+    );
+    off[1] < off[0]
 }
 
 struct Reference {
