@@ -95,8 +95,9 @@ impl Tokenizer {
 
     fn parse(bytes: &[u8], origin: &str) -> Result<Self, TokenizerError> {
         let format = |what: String| TokenizerError::Format { origin: origin.to_owned(), what };
-        // The library takes broken JSON inside a decoder, and a broken table of a normalizer, for its own mistake and panics.
-        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|e| format(e.to_string()))?;
+        // The library takes broken JSON inside a decoder, down to a string's bytes and escapes, and a broken table of a
+        // normalizer, for its own mistake and panics.
+        serde_json::from_slice::<serde_json::Value>(bytes).map_err(|e| format(e.to_string()))?;
         let inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
             .map_err(|_| format("one of its parts cannot be read".into()))?
             .map_err(|e| format(e.to_string()))?;

@@ -440,10 +440,10 @@ impl Parser {
     fn macro_body(&mut self, name: String, parameters: Vec<(String, Option<Expr>)>, end: &str) -> Parsed<Arc<Macro>> {
         let outer = (self.varargs, self.kwargs, self.in_loop);
         (self.varargs, self.kwargs, self.in_loop) = (false, false, 0);
-        let body = self.body(end)?;
+        let body = self.body(end);
         let (takes_varargs, takes_kwargs) = (self.varargs, self.kwargs);
         (self.varargs, self.kwargs, self.in_loop) = outer;
-        Ok(Arc::new(Macro { name, parameters, body, takes_varargs, takes_kwargs }))
+        Ok(Arc::new(Macro { name, parameters, body: body?, takes_varargs, takes_kwargs }))
     }
 
     fn target(&mut self, attribute: bool) -> Parsed<Target> {
