@@ -30,6 +30,12 @@ const BLOCK_M: usize = 64;
 const BLOCK_N: usize = 512;
 /// Summed elements of a block, a multiple of 32: two bf16 panels of it fill half of a 32 KiB L1.
 const BLOCK_K: usize = 256;
+/// Rows up to which a product waits for its right operand: then each panel is read from end to end, and asked for ahead of time.
+const THIN: usize = 8;
+/// Bytes of a panel that are asked for ahead.
+const AHEAD: usize = 1024;
+/// Packed elements of a block of rows that stay in a cache while all columns pass: 64 rows of 8,192.
+const WHOLE: usize = 64 * 8192;
 /// Products below this many multiplications run on the calling thread.
 const SERIAL: usize = 64 * 1024;
 
@@ -119,12 +125,13 @@ pub(crate) fn run(isa: Isa, problems: &[Problem<'_>]) {
             }
         }
     }
+    let thin: Vec<_> = problems
+        .iter()
+        .map(|p| (1..=THIN).contains(&p.m).then(|| pack::with_packed!(p.right, b => pack_thin(isa, p, b))))
+        .collect();
     let each = |t: &Task| {
         let p = &problems[t.problem];
-        match p.right {
-            AnyPacked::F32(b) => block(isa, p, b, t),
-            AnyPacked::Bf16(b) => block(isa, p, b, t),
-        }
+        pack::with_packed!(p.right, b => block(isa, p, b, t, thin[t.problem].as_deref()));
     };
     if parallel { tasks.par_iter().for_each(each) } else { tasks.iter().for_each(each) }
 }
@@ -141,16 +148,47 @@ thread_local! {
     static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>)> = const { std::cell::RefCell::new((Vec::new(), Vec::new())) };
 }
 
-fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task) {
+/// The few rows of a thin left operand, packed once for all tasks of its problem.
+fn pack_thin<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>) -> Vec<f32> {
+    let mut strips = vec![0.0; left_len::<E>(isa, p.m, b.k)];
+    pack_left::<E>(isa, &p.left, 0, p.m, 0, b.k, &mut strips);
+    strips
+}
+
+fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, thin: Option<&[f32]>) {
     let (r0, r1) = task.rows;
     let rows = r1 - r0;
-    SCRATCH.with_borrow_mut(|(strips, c)| {
-        strips.resize(left_len::<E>(isa, BLOCK_M, BLOCK_K).max(BLOCK_M * BLOCK_K), 0.0);
+    let depth = if rows <= THIN { b.k.max(1) } else { BLOCK_K };
+    let piece = left_len::<E>(isa, rows, depth);
+    // All of K is packed once for all columns, unless that would leave the caches.
+    let whole = piece * b.k.div_ceil(depth) <= WHOLE || rows <= THIN;
+    SCRATCH.with_borrow_mut(|(scratch, c)| {
+        if thin.is_none() {
+            let pieces = if whole { b.k.div_ceil(depth) } else { 1 };
+            scratch.resize(scratch.len().max(piece * pieces), 0.0);
+        }
         c.resize(BLOCK_M * BLOCK_N, 0.0);
+        let pack = |k0: usize, strips: &mut [f32]| {
+            pack_left::<E>(isa, &p.left, r0, rows, k0, (b.k - k0).min(depth), strips);
+        };
+        if whole && thin.is_none() {
+            for k0 in (0..b.k).step_by(depth) {
+                pack(k0, &mut scratch[k0 / depth * piece..]);
+            }
+        }
         for c0 in (task.columns.0..task.columns.1).step_by(BLOCK_N) {
             let columns = (task.columns.1 - c0).min(BLOCK_N);
             let width = columns.next_multiple_of(PANEL);
-            if let Out::AddF32(out) = p.out {
+            // Sums of whole panels in f32 are made where they are to lie, others beside.
+            let in_place = match p.out {
+                Out::F32(out) | Out::AddF32(out) if columns == width && p.bias.is_none() && b.k > 0 => Some(out),
+                _ => None,
+            };
+            let (at, stride) = match in_place {
+                Some(out) => (out.wrapping_add(r0 * p.stride + c0), p.stride),
+                None => (c.as_mut_ptr(), width),
+            };
+            if let (Out::AddF32(out), None) = (p.out, in_place) {
                 for (r, c) in c.chunks_exact_mut(width).take(rows).enumerate() {
                     // SAFETY: the row lies in the output, and only this task touches these columns of it.
                     let from = unsafe { std::slice::from_raw_parts(out.add((r0 + r) * p.stride + c0), columns) };
@@ -158,14 +196,24 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task) {
                 }
             }
             let mut keep = matches!(p.out, Out::AddF32(_));
-            for k0 in (0..b.k).step_by(BLOCK_K) {
-                let ks = (b.k - k0).min(BLOCK_K);
-                let even = ks.next_multiple_of(2);
-                pack_left::<E>(isa, &p.left, r0, rows, k0, ks, strips);
+            for k0 in (0..b.k).step_by(depth) {
+                let strips = match thin {
+                    Some(strips) => strips,
+                    None if whole => &scratch[k0 / depth * piece..],
+                    None => {
+                        pack(k0, scratch);
+                        &scratch[..]
+                    }
+                };
                 let from = ((c0 / PANEL) * b.pairs() + k0 / 2) * PAIR;
                 let right = Right { data: &b.data[from..], panel_stride: b.pairs() * PAIR };
-                tiles(isa, rows, width / PANEL, even / 2, strips, &right, c, width, keep);
+                let pairs = (b.k - k0).min(depth).div_ceil(2);
+                // SAFETY: `at` has `rows` rows of `width` columns: those of the output that only this task touches, or of `c`.
+                unsafe { tiles_at(isa, rows, width / PANEL, pairs, strips, &right, at, stride, keep) };
                 keep = true;
+            }
+            if in_place.is_some() {
+                continue;
             }
             if !keep {
                 c[..rows * width].fill(0.0);
@@ -268,13 +316,35 @@ pub(crate) fn tiles<E: Packable>(
     stride: usize,
     keep: bool,
 ) {
+    if rows > 0 && panels > 0 {
+        assert!(stride >= panels * PANEL && c.len() >= (rows - 1) * stride + panels * PANEL);
+        // SAFETY: the place is as large as that.
+        unsafe { tiles_at(isa, rows, panels, pairs, strips, right, c.as_mut_ptr(), stride, keep) };
+    }
+}
+
+/// [`tiles`] at a place that others may use between the rows.
+///
+/// # Safety
+/// `c` is valid for `rows` rows of `16 · panels`, `stride` apart, and nobody else uses those.
+#[allow(clippy::too_many_arguments)]
+unsafe fn tiles_at<E: Packable>(
+    isa: Isa,
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    strips: &[f32],
+    right: &Right<'_, E>,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
     if rows == 0 || panels == 0 {
         return;
     }
     assert!(strips.len() >= left_len::<E>(isa, rows, 2 * pairs));
     assert!(right.data.len() >= (panels - 1) * right.panel_stride + pairs * PAIR);
-    assert!(stride >= panels * PANEL && c.len() >= (rows - 1) * stride + panels * PANEL);
-    // SAFETY: the asserts above are what `all_tiles` asks for, and `isa` proves the instruction set.
+    // SAFETY: the asserts above and the caller's promise are what `all_tiles` asks for, and `isa` proves the instruction set.
     unsafe {
         match isa.0 {
             Level::Portable => all_tiles::<Plain, E>(rows, panels, pairs, strips, right, c, stride, keep),
@@ -300,7 +370,7 @@ unsafe fn avx2<E: Packable>(
     pairs: usize,
     strips: &[f32],
     right: &Right<'_, E>,
-    c: &mut [f32],
+    c: *mut f32,
     stride: usize,
     keep: bool,
 ) {
@@ -317,7 +387,7 @@ unsafe fn avx512<E: Packable>(
     pairs: usize,
     strips: &[f32],
     right: &Right<'_, E>,
-    c: &mut [f32],
+    c: *mut f32,
     stride: usize,
     keep: bool,
 ) {
@@ -334,7 +404,7 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
     pairs: usize,
     strips: &[f32],
     right: &Right<'_, E>,
-    c: &mut [f32],
+    c: *mut f32,
     stride: usize,
     keep: bool,
 ) {
@@ -344,21 +414,35 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
         let mut r = 0;
         while r < rows {
             let mr = (rows - r).min(L::TILE.0).min(4 - r % 4);
-            // SAFETY: within the lengths that `tiles` asserted.
+            // SAFETY: within the lengths that `tiles_at` asserted and was promised.
             unsafe {
                 let a = strips.as_ptr().add((r / 4) * pairs * 8 + r % 4);
                 let b = right.data.as_ptr().add(p * right.panel_stride);
-                let c = c.as_mut_ptr().add(r * stride + p * PANEL);
+                let c = c.add(r * stride + p * PANEL);
                 let s = right.panel_stride;
+                if rows <= THIN {
+                    match (mr, nv) {
+                        (4, 2) => tile::<L, E, 4, 2, true>(pairs, a, b, s, c, stride, keep),
+                        (3, 2) => tile::<L, E, 3, 2, true>(pairs, a, b, s, c, stride, keep),
+                        (2, 2) => tile::<L, E, 2, 2, true>(pairs, a, b, s, c, stride, keep),
+                        (1, 2) => tile::<L, E, 1, 2, true>(pairs, a, b, s, c, stride, keep),
+                        (4, 1) => tile::<L, E, 4, 1, true>(pairs, a, b, s, c, stride, keep),
+                        (3, 1) => tile::<L, E, 3, 1, true>(pairs, a, b, s, c, stride, keep),
+                        (2, 1) => tile::<L, E, 2, 1, true>(pairs, a, b, s, c, stride, keep),
+                        _ => tile::<L, E, 1, 1, true>(pairs, a, b, s, c, stride, keep),
+                    }
+                    r += mr;
+                    continue;
+                }
                 match (mr, nv) {
-                    (4, 2) => tile::<L, E, 4, 2>(pairs, a, b, s, c, stride, keep),
-                    (3, 2) => tile::<L, E, 3, 2>(pairs, a, b, s, c, stride, keep),
-                    (2, 2) => tile::<L, E, 2, 2>(pairs, a, b, s, c, stride, keep),
-                    (1, 2) => tile::<L, E, 1, 2>(pairs, a, b, s, c, stride, keep),
-                    (4, 1) => tile::<L, E, 4, 1>(pairs, a, b, s, c, stride, keep),
-                    (3, 1) => tile::<L, E, 3, 1>(pairs, a, b, s, c, stride, keep),
-                    (2, 1) => tile::<L, E, 2, 1>(pairs, a, b, s, c, stride, keep),
-                    _ => tile::<L, E, 1, 1>(pairs, a, b, s, c, stride, keep),
+                    (4, 2) => tile::<L, E, 4, 2, false>(pairs, a, b, s, c, stride, keep),
+                    (3, 2) => tile::<L, E, 3, 2, false>(pairs, a, b, s, c, stride, keep),
+                    (2, 2) => tile::<L, E, 2, 2, false>(pairs, a, b, s, c, stride, keep),
+                    (1, 2) => tile::<L, E, 1, 2, false>(pairs, a, b, s, c, stride, keep),
+                    (4, 1) => tile::<L, E, 4, 1, false>(pairs, a, b, s, c, stride, keep),
+                    (3, 1) => tile::<L, E, 3, 1, false>(pairs, a, b, s, c, stride, keep),
+                    (2, 1) => tile::<L, E, 2, 1, false>(pairs, a, b, s, c, stride, keep),
+                    _ => tile::<L, E, 1, 1, false>(pairs, a, b, s, c, stride, keep),
                 }
             }
             r += mr;
@@ -370,7 +454,7 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
 /// A tile of `MR` rows and `NV` panels: the definition of [`reference()`], 16 columns at a time.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // indices keep the two products of a row side by side
-unsafe fn tile<L: Lanes, E: Packable, const MR: usize, const NV: usize>(
+unsafe fn tile<L: Lanes, E: Packable, const MR: usize, const NV: usize, const PREFETCH: bool>(
     pairs: usize,
     mut a: *const f32,
     mut b: *const E,
@@ -400,6 +484,9 @@ unsafe fn tile<L: Lanes, E: Packable, const MR: usize, const NV: usize>(
                 let mut bs = [(L::zero(), L::zero()); NV];
                 for (v, bs) in bs.iter_mut().enumerate() {
                     *bs = E::pair::<L>(b.add(v * panel_stride));
+                    if PREFETCH {
+                        L::prefetch(b.add(v * panel_stride).cast::<u8>().wrapping_add(AHEAD));
+                    }
                 }
                 for r in 0..MR {
                     let x = L::splat(*a.add(r));
