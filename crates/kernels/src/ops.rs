@@ -49,17 +49,29 @@ impl Ops {
     /// `x·wᵀ + bias`, rounded once to `dtype`. `x`: `[T, K]`, in the format of `w` or f32 to be rounded to it; `w`: `[N, K]`;
     /// `bias`: `[N]`; result `[T, N]`.
     pub fn matmul(&self, x: &Tensor, w: &Matrix, bias: Option<&[f32]>, dtype: Dtype) -> Tensor {
-        assert_eq!(x.cols, w.k(), "x [{}, {}] · w [{}, {}]", x.rows, x.cols, w.n(), w.k());
-        let mut y = Tensor::zeros(dtype, x.rows, w.n());
-        let problem = Problem {
-            m: x.rows,
-            left: Left::rows(x, 0, rounds(w)),
-            right: &w.0,
-            bias,
-            out: Out::of(&mut y),
-            stride: w.n(),
-        };
-        gemm::run(self.isa, &[problem]);
+        let [y] = self.matmuls(x, [(w, bias)], dtype);
+        y
+    }
+
+    /// Several [`Ops::matmul`] of one `x`, shared between the threads as one.
+    pub fn matmuls<const N: usize>(&self, x: &Tensor, w: [(&Matrix, Option<&[f32]>); N], dtype: Dtype) -> [Tensor; N] {
+        let mut y = w.map(|(w, _)| {
+            assert_eq!(x.cols, w.k(), "x [{}, {}] · w [{}, {}]", x.rows, x.cols, w.n(), w.k());
+            Tensor::zeros(dtype, x.rows, w.n())
+        });
+        let problems: Vec<_> = w
+            .iter()
+            .zip(&mut y)
+            .map(|((w, bias), y)| Problem {
+                m: x.rows,
+                left: Left::rows(x, 0, rounds(w)),
+                right: &w.0,
+                bias: *bias,
+                out: Out::of(y),
+                stride: w.n(),
+            })
+            .collect();
+        gemm::run(self.isa, &problems);
         y
     }
 
@@ -93,22 +105,30 @@ impl Ops {
 
     /// Rows `offsets[e]..offsets[e + 1]` of `x` times `w[e]ᵀ`, in the dtype of `x`. Groups may be empty.
     pub fn grouped_matmul(&self, x: &Tensor, offsets: &[usize], w: &[&Matrix]) -> Tensor {
-        let n = w[0].n();
-        assert_eq!((offsets.len(), offsets[w.len()]), (w.len() + 1, x.rows));
-        let mut y = Tensor::zeros(x.dtype(), x.rows, n);
-        let out = Out::of(&mut y);
-        let problems: Vec<_> = (0..w.len())
+        let [y] = self.grouped_matmuls(x, offsets, [w]);
+        y
+    }
+
+    /// Several [`Ops::grouped_matmul`] of one `x`, shared between the threads as one.
+    pub fn grouped_matmuls<const N: usize>(&self, x: &Tensor, offsets: &[usize], w: [&[&Matrix]; N]) -> [Tensor; N] {
+        let mut y = w.map(|w| {
+            let n = w[0].n();
+            assert_eq!((offsets.len(), offsets[w.len()]), (w.len() + 1, x.rows));
+            assert!(w.iter().all(|w| (w.n(), w.k()) == (n, x.cols)));
+            Tensor::zeros(x.dtype(), x.rows, n)
+        });
+        let outs = y.each_mut().map(|y| (y.cols, Out::of(y)));
+        let problems: Vec<_> = (0..offsets.len() - 1)
             .filter(|e| offsets[*e] < offsets[e + 1])
-            .map(|e| {
-                assert_eq!((w[e].n(), w[e].k()), (n, x.cols));
-                Problem {
+            .flat_map(|e| {
+                w.iter().zip(outs).map(move |(w, (n, out))| Problem {
                     m: offsets[e + 1] - offsets[e],
                     left: Left::rows(x, offsets[e], rounds(w[e])),
                     right: &w[e].0,
                     bias: None,
                     out: out.offset(offsets[e] * n),
                     stride: n,
-                }
+                })
             })
             .collect();
         gemm::run(self.isa, &problems);

@@ -48,7 +48,7 @@ impl Tensor {
     pub fn zeros(dtype: Dtype, rows: usize, cols: usize) -> Self {
         let storage = match dtype {
             Dtype::F32 => Storage::F32(vec![0.0; rows * cols]),
-            Dtype::Bf16 => Storage::Bf16(vec![bf16::ZERO; rows * cols]),
+            Dtype::Bf16 => Storage::Bf16(bytemuck::zeroed_vec(rows * cols)),
         };
         Self { storage, rows, cols }
     }

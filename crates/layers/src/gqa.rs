@@ -48,9 +48,7 @@ impl Gqa {
         batch: &Batch,
         kv: &mut [&mut KvBlocks],
     ) -> (Tensor, Saved) {
-        let mut q = self.q.forward(ops, w, x);
-        let mut k = self.k.forward(ops, w, x);
-        let v = self.v.forward(ops, w, x);
+        let [mut q, mut k, v] = Linear::forward_all([&self.q, &self.k, &self.v], ops, w, x);
         ops.rope(&mut q, self.layout(self.shape.heads), &batch.angles);
         ops.rope(&mut k, self.layout(self.shape.kv_heads), &batch.angles);
         let (o, lse) = ops.attention(self.shape, &q, &k, &v, &mut sequences(batch, kv));

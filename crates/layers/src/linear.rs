@@ -24,6 +24,11 @@ impl Linear {
         ops.matmul(x, &w[self.weight], self.bias.map(|b| w.vector(b)), dtype)
     }
 
+    /// Several [`Linear::forward`] of one `x`.
+    pub fn forward_all<const N: usize>(all: [&Self; N], ops: &Ops, w: &Weights, x: &Tensor) -> [Tensor; N] {
+        ops.matmuls(x, all.map(|l| (&w[l.weight], l.bias.map(|b| w.vector(b)))), w.dtype())
+    }
+
     /// `x`: as in [`Linear::forward`]; `dy`: f32 `[T, N]`. Adds to the gradients of weight and bias, and to `dx`: f32 `[T, K]`.
     pub fn backward(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, dy: &Tensor, dx: &mut Tensor) {
         if let Some(db) = self.bias.and_then(|b| grads.get_mut(b)) {

@@ -131,10 +131,14 @@ impl Mla {
         (ops.columns(kv_raw, 0, self.latent), k_rope)
     }
 
-    fn q_raw(&self, ops: &Ops, w: &Weights, x: &Tensor) -> Option<Tensor> {
-        match self.query {
-            Query::Latent(a, ..) => Some(a.forward(ops, w, x)),
-            Query::Direct(_) => None,
+    /// The query's latent vectors `[T, Rq]`, unless it has none, and those of keys and values with the rope part `[T, R + Dr]`.
+    fn down(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Option<Tensor>, Tensor) {
+        match &self.query {
+            Query::Latent(a, ..) => {
+                let [q_raw, kv_raw] = Linear::forward_all([a, &self.kv_a], ops, w, x);
+                (Some(q_raw), kv_raw)
+            }
+            Query::Direct(_) => (None, self.kv_a.forward(ops, w, x)),
         }
     }
 
@@ -152,9 +156,10 @@ impl Mla {
             return self.forward(ops, w, x, batch, kv).0;
         }
         let up = w.latent_up(self.kv_b.weight);
-        let (q, _) = self.queries(ops, w, x, batch, self.q_raw(ops, w, x).as_ref());
+        let (q_raw, kv_raw) = self.down(ops, w, x);
+        let (q, _) = self.queries(ops, w, x, batch, q_raw.as_ref());
         let q = ops.latent_query(&q, &up.keys, self.heads);
-        let (latent, k_rope) = self.latents(ops, batch, &self.kv_a.forward(ops, w, x));
+        let (latent, k_rope) = self.latents(ops, batch, &kv_raw);
         let k = ops.beside(&self.kv_norm.forward(ops, w, &latent).0, &k_rope);
         let o = ops.latent_attention(self.latent_shape(), &q, &k, &mut sequences(batch, kv));
         self.o.forward(ops, w, &ops.latent_output(&o, &up.values))
@@ -169,8 +174,7 @@ impl Mla {
         batch: &Batch,
         kv: &mut [&mut KvBlocks],
     ) -> (Tensor, Saved) {
-        let q_raw = self.q_raw(ops, w, x);
-        let kv_raw = self.kv_a.forward(ops, w, x);
+        let (q_raw, kv_raw) = self.down(ops, w, x);
         let up = self.up(ops, w, x, batch, q_raw.as_ref(), &kv_raw);
         let (o, lse) = ops.attention(self.shape(), &up.q, &up.k, &up.v, &mut sequences(batch, kv));
         let y = self.o.forward(ops, w, &o);

@@ -36,8 +36,7 @@ impl Moe {
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
         let routing = self.gate.forward(ops, w, x);
         let sorted = ops.gather(x, &routing.tokens);
-        let g = ops.grouped_matmul(&sorted, &routing.offsets, &of(w, &self.gates));
-        let u = ops.grouped_matmul(&sorted, &routing.offsets, &of(w, &self.ups));
+        let [g, u] = ops.grouped_matmuls(&sorted, &routing.offsets, [&of(w, &self.gates), &of(w, &self.ups)]);
         drop(sorted);
         let y = ops.grouped_matmul(&ops.silu_mul(&g, &u), &routing.offsets, &of(w, &self.downs));
         let (shared, saved) = self.shared.map(|s| s.forward(ops, w, x)).unzip();

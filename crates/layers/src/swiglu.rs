@@ -26,8 +26,7 @@ pub struct Saved {
 impl SwiGlu {
     /// `x`: `[T, D]`. Returns `y`: `[T, D]`.
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
-        let g = self.gate.forward(ops, w, x);
-        let u = self.up.forward(ops, w, x);
+        let [g, u] = Linear::forward_all([&self.gate, &self.up], ops, w, x);
         let y = self.down.forward(ops, w, &ops.silu_mul(&g, &u));
         (y, Saved { g, u })
     }
