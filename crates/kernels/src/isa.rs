@@ -19,6 +19,9 @@ pub(crate) enum Level {
     /// Products of bf16 by tiles, everything else as `Avx512`.
     #[cfg(target_arch = "x86_64")]
     Amx,
+    /// On every 64-bit Arm; the compiler uses it in plain Rust too, products name it.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
@@ -27,6 +30,7 @@ impl Isa {
 
     /// All that this CPU has, slowest first.
     pub fn available() -> Vec<Self> {
+        #[allow(unused_mut)] // on processors that have one path
         let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         {
@@ -45,10 +49,12 @@ impl Isa {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        all.push(Self(Level::Neon));
         all
     }
 
-    /// `portable`, `avx2`, `avx512` or `amx`.
+    /// `portable`, `avx2`, `avx512`, `amx` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
@@ -58,6 +64,8 @@ impl Isa {
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Amx => "amx",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
         }
     }
 
@@ -107,6 +115,8 @@ macro_rules! multi_isa {
             fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match isa.0 {
                 $crate::isa::Level::Portable => body($($arg),*),
+                #[cfg(target_arch = "aarch64")]
+                $crate::isa::Level::Neon => body($($arg),*),
                 // SAFETY: `isa` proves that the CPU has AVX2 and FMA.
                 #[cfg(target_arch = "x86_64")]
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },

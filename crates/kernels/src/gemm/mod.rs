@@ -21,7 +21,7 @@ use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
 
 use crate::{
     isa::{Isa, Level},
-    tensor::{Dtype, Storage, Tensor},
+    tensor::{Storage, Tensor},
 };
 
 /// Rows of a block: its packed strips stay in L2.
@@ -239,14 +239,13 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, thi
 }
 
 /// Whether left operands of so many rows are packed as tiles of AMX for right operands of `E`.
+#[cfg(target_arch = "x86_64")]
 fn is_tiled<E: Packable>(isa: Isa, rows: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return isa.0 == Level::Amx && E::DTYPE == Dtype::Bf16 && rows >= amx::MIN_ROWS;
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    isa.0 == Level::Amx && E::DTYPE == crate::tensor::Dtype::Bf16 && rows >= amx::MIN_ROWS
 }
 
 /// Elements of the buffer that [`pack_left`] fills, whatever it packs.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub(crate) fn left_len<E: Packable>(isa: Isa, rows: usize, depth: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     if is_tiled::<E>(isa, rows) {
@@ -348,6 +347,8 @@ unsafe fn tiles_at<E: Packable>(
     unsafe {
         match isa.0 {
             Level::Portable => all_tiles::<Plain, E>(rows, panels, pairs, strips, right, c, stride, keep),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => all_tiles::<lanes::Neon, E>(rows, panels, pairs, strips, right, c, stride, keep),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2(rows, panels, pairs, strips, right, c, stride, keep),
             #[cfg(target_arch = "x86_64")]
