@@ -37,6 +37,7 @@ fn median(mut x: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    jevons_sys::keep_freed_memory();
     let config = Config::from_json(CONFIG).expect("the miniature's config");
     let values = |name: &str, n: usize| match name {
         _ if name.contains("norm") => vec![1.0; n],

@@ -48,6 +48,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let Some(path) = args.recipe.as_ref().filter(|_| !args.example) else {
         return Ok(write!(out, "{}", Recipe::documented_example())?);
     };
+    jevons_sys::keep_freed_memory();
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().context("cannot start the threads")?;
