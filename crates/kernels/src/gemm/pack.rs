@@ -315,13 +315,13 @@ pub(crate) enum LeftData<'a> {
 impl<'a> Left<'a> {
     /// Rows of `x` from row `first` on.
     pub fn rows(x: &'a Tensor, first: usize, round: bool) -> Self {
-        let data = with_element!(x.dtype(), E => LeftData::from_slice(&E::slice(x)[first * x.cols..]));
+        let data = with_element!(x.dtype(), E => LeftData::of(&E::slice(x)[first * x.cols..]));
         Self { data, row_stride: x.cols, col_stride: 1, round }
     }
 
     /// All rows of `x`, columns from `from` on.
     pub fn part(x: &'a Tensor, from: usize, round: bool) -> Self {
-        let data = with_element!(x.dtype(), E => LeftData::from_slice(&E::slice(x)[from..]));
+        let data = with_element!(x.dtype(), E => LeftData::of(&E::slice(x)[from..]));
         Self { data, row_stride: x.cols, col_stride: 1, round }
     }
 
@@ -339,19 +339,13 @@ impl<'a> Left<'a> {
     }
 }
 
-trait FromSlice<'a, E> {
-    fn from_slice(x: &'a [E]) -> Self;
-}
-
-impl<'a> FromSlice<'a, f32> for LeftData<'a> {
-    fn from_slice(x: &'a [f32]) -> Self {
-        Self::F32(x)
-    }
-}
-
-impl<'a> FromSlice<'a, bf16> for LeftData<'a> {
-    fn from_slice(x: &'a [bf16]) -> Self {
-        Self::Bf16(x)
+impl<'a> LeftData<'a> {
+    /// Elements of whichever type.
+    pub fn of<E: Element>(x: &'a [E]) -> Self {
+        match E::DTYPE {
+            Dtype::F32 => Self::F32(bytemuck::cast_slice(x)),
+            Dtype::Bf16 => Self::Bf16(bytemuck::cast_slice(x)),
+        }
     }
 }
 
