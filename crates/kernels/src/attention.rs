@@ -145,14 +145,19 @@ impl<E: Packable> Kv<E> {
     }
 
     /// Packed values; those of a latent block are made in `scratch` from its keys.
-    fn values<'a>(&'a self, block: usize, head: usize, scratch: &'a mut Vec<E>) -> &'a [E] {
+    fn values<'a>(&'a self, block: usize, head: usize, scratch: &'a mut Aligned<E>) -> &'a [E] {
         if !self.latent {
             let at = (block * self.shape.kv_heads + head) * self.head_len() + self.key_len();
             return &self.data[at..][..self.value_len()];
         }
         let HeadShape { dk, dv, .. } = self.shape;
         let keys = self.keys(block, head);
-        scratch.resize(self.value_len(), E::narrow(0.0));
+        scratch.resize(self.value_len());
+        if E::DTYPE == Dtype::Bf16 && dv.is_multiple_of(PANEL) {
+            let pairs = dk.div_ceil(2);
+            values_of_keys(bytemuck::cast_slice(keys), pairs, bytemuck::cast_slice_mut(scratch));
+            return scratch;
+        }
         for row in 0..BLOCK {
             let keys = &keys[row / PANEL * dk.div_ceil(2) * PAIR..];
             for d in 0..dv {
@@ -206,6 +211,19 @@ impl<E: Packable> Kv<E> {
         for d in 0..if latent { 0 } else { dv } {
             values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
                 kv.map_or(zero, |(_, v)| v[d]);
+        }
+    }
+}
+
+/// [`Kv::values`] of a latent block in bf16, four elements at a time: of two keys in two columns, as they lie in a pair of columns,
+/// `(k₀c₀, k₀c₁, k₁c₀, k₁c₁)`, the same as they lie in a pair of keys. `pairs`: of columns, in a panel of keys.
+fn values_of_keys(keys: &[[u16; 4]], pairs: usize, values: &mut [[u16; 4]]) {
+    const LINE: usize = PAIR / 4;
+    for (i, line) in values.as_chunks_mut::<LINE>().0.iter_mut().enumerate() {
+        let (columns, key_pair) = (i / (BLOCK / 2), i % (BLOCK / 2));
+        let first = (key_pair / LINE * pairs + columns * LINE) * LINE + key_pair % LINE;
+        for (x, [a, b, c, d]) in line.iter_mut().zip(keys[first..].iter().step_by(LINE)) {
+            *x = [*a, *c, *b, *d];
         }
     }
 }
@@ -405,7 +423,7 @@ fn tile_forward<E: Packable>(isa: Isa, kv: &Kv<E>, q: &[E], tile: &Tile<'_>, seg
     let mut p_strips = vec![0.0f32; left_len::<E>(isa, rows, BLOCK)];
     let mut pv = vec![0.0f32; rows * width];
     let mut alpha = vec![0.0f32; rows];
-    let mut values = Vec::new();
+    let mut values = Aligned::zeros(0);
     let mut total: Option<Part> = None;
     for segment in segments {
         let mut part = Part::empty(rows, width);
