@@ -76,6 +76,10 @@ fn products_of_bf16_go_through_tiles_where_there_is_amx() {
     let (x, w) = (tensor(Dtype::Bf16, 1, 32, 64), Matrix::from_f32(Dtype::Bf16, &values(2, 32 * 64), 32, 64));
     Ops::with_isa(isa).matmul(&x, &w, None, Dtype::F32);
     assert!(products.load(std::sync::atomic::Ordering::Relaxed) >= before + 8); // other tests may add theirs
+    let before = products.load(std::sync::atomic::Ordering::Relaxed);
+    // SAFETY: the instructions are emulated.
+    unsafe { crate::measure::peak::tile_products(25) };
+    assert!(products.load(std::sync::atomic::Ordering::Relaxed) >= before + 100, "the rate's loop ends early");
 }
 
 proptest! {

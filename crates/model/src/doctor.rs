@@ -417,6 +417,7 @@ mod tests {
             product_one_thread: 1e11,
             product_all_threads: 2e11,
             threads: 2,
+            ..Rates::default()
         };
         let fits = fits(&machine, Some(&rates), 0);
         assert_eq!(fits[0].tokens_per_s_at_most, Some(20e9 / 3_087_428_608.0));

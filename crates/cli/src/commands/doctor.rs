@@ -45,7 +45,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let machine = Machine::read();
     let disks = disks();
     let load = if args.quick { None } else { machine::measure_load(WATCHED) };
-    let rates = if args.quick { None } else { measure::rates(&ops, MEASURED) };
+    let rates = if args.quick { None } else { measure::rates(&ops, measure::BLOCK_BYTES, MEASURED) };
     let findings = Findings {
         machine: &machine,
         isa: ops.isa(),
@@ -93,6 +93,9 @@ impl Seen {
             "measured": self.rates.map(|r| json!({
                 "threads": r.threads,
                 "read_bytes_per_s": { "one_thread": r.read_one_thread, "all_threads": r.read_all_threads },
+                "read_best": { "one_thread": r.read_one_thread_way.to_string(), "all_threads": r.read_all_threads_way.to_string() },
+                "fma_flop_per_s": { "one_thread": r.fma_one_thread, "all_threads": r.fma_all_threads },
+                "amx_bf16_flop_per_s": { "one_thread": r.amx_one_thread, "all_threads": r.amx_all_threads },
                 "bf16_product_flop_per_s": { "one_thread": r.product_one_thread, "all_threads": r.product_all_threads },
             })),
             "context": CONTEXT,

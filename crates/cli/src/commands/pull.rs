@@ -176,7 +176,7 @@ impl Outlook {
             Some(text) => match Config::from_json(&String::from_utf8_lossy(&text)) {
                 Ok(config) => {
                     need = need_of(&config, weight_bytes);
-                    let rates = Ops::new().ok().and_then(|ops| measure::rates(&ops, MEASURED));
+                    let rates = Ops::new().ok().and_then(|ops| measure::rates(&ops, measure::BLOCK_BYTES, MEASURED));
                     outlook.machine.bytes_per_s = rates.map(|rates| rates.read_all_threads);
                 }
                 Err(error) => outlook.remark = Some(format!("jevons cannot run it yet: {error}")),
