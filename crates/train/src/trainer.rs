@@ -8,6 +8,7 @@ use jevons_model::{MicroBatch, Model, NonFinite, PassOptions};
 
 use crate::{
     data::Row,
+    memory::Used,
     optimizer::{self, NonFiniteGradient, Optimizer, OptimizerSettings},
 };
 
@@ -104,13 +105,15 @@ pub struct Trainer {
     settings: StepSettings,
     /// Gradient buffers not in use.
     free: Vec<Grads>,
+    /// Most bytes kept between forward and backward so far.
+    saved_bytes: usize,
 }
 
 impl Trainer {
     /// `optimizer` decides which parameters are trained.
     pub fn new(model: Model, optimizer: Optimizer, settings: StepSettings) -> Self {
         assert!(settings.micro_batch_rows > 0);
-        Self { model, optimizer, idle: Vec::new(), settings, free: Vec::new() }
+        Self { model, optimizer, idle: Vec::new(), settings, free: Vec::new(), saved_bytes: 0 }
     }
 
     /// Takes one step on `rows` at learning rate `lr`.
@@ -178,11 +181,24 @@ impl Trainer {
             Optimizer::global_norm(&self.model, &grads).map_err(|source| StepError::Backward { step, source })?;
         self.optimizer.step(&mut self.model, &grads, report.grad_norm, lr, &self.settings.optimizer);
         self.free.push(grads);
+        self.saved_bytes = self.saved_bytes.max(report.saved_bytes);
         if self.settings.bias_update_speed > 0.0 {
             optimizer::balance(&mut self.model, &report.loads, self.settings.bias_update_speed);
         }
         self.count_idle(step, &report.loads)?;
         Ok(report)
+    }
+
+    /// What is held, and was kept at most between forward and backward.
+    pub fn used(&self) -> Used {
+        let slots = || self.optimizer.slots.iter().flatten();
+        Used {
+            weights: self.model.weights().bytes(),
+            masters: slots().map(|s| 4 * s.master.len()).sum(),
+            gradients: self.free.iter().map(Grads::bytes).sum(),
+            moments: slots().map(|s| s.m.bytes().len() + s.v.bytes().len()).sum(),
+            activations: self.saved_bytes,
+        }
     }
 
     /// A gradient buffer of zeros.
