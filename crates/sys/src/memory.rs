@@ -35,6 +35,13 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// From now on [`peak_rss_bytes`] tells the most since this call. `false` if the system cannot forget the earlier peak, which then
+/// still counts.
+pub fn reset_peak_rss() -> bool {
+    // proc(5): 5 resets the high-water mark.
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 pub(crate) fn available_in(root: &Path) -> Option<u64> {
     let machine = kib_line(&root.join("proc/meminfo"), "MemAvailable:")?;
     Some(groups(root).iter().map(Group::left).fold(machine, u64::min))
@@ -179,5 +186,10 @@ mod tests {
         let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = peak_rss_bytes().unwrap();
         assert!(after >= before.max(64 << 20) && after <= total, "{before} → {after}, {} held", block.len());
+        drop(block);
+        if reset_peak_rss() {
+            let since = peak_rss_bytes().unwrap();
+            assert!(since < after, "{since} after the peak of {after} was forgotten");
+        }
     }
 }

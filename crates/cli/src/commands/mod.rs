@@ -1,6 +1,7 @@
 //! The commands.
 
 mod adapter;
+mod bench;
 mod chat;
 mod completions;
 mod convert;
@@ -32,6 +33,7 @@ pub enum Command {
     Score(score::Args),
     Info(info::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
     Train(train::Args),
     Tokenizer(tokenizer::Args),
     Convert(convert::Args),
@@ -59,6 +61,7 @@ impl Command {
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
             Self::Doctor(args) => doctor::run(args, out),
+            Self::Bench(args) => bench::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Convert(args) => convert::run(args, out),

@@ -15,6 +15,7 @@ fn every_command_explains_itself() {
         "score",
         "info",
         "doctor",
+        "bench",
         "train",
         "tokenizer",
         "convert",

@@ -15,8 +15,13 @@ pub(super) fn fma(isa: Isa) -> f64 {
     let start: [f32; CHAINS] = black_box(std::array::from_fn(|i| 1.0 + i as f32 * 0.01));
     let lanes = match isa.0 {
         Level::Portable => {
-            black_box(plain(start));
+            black_box(plain::<1>(start));
             1
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => {
+            black_box(plain::<4>(start));
+            4
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
@@ -47,12 +52,14 @@ pub(super) fn amx(isa: Isa) -> Option<f64> {
     None
 }
 
-fn plain(mut acc: [f32; CHAINS]) -> f32 {
+/// As many lanes as a register of the processor that the program was built for has.
+fn plain<const LANES: usize>(start: [f32; CHAINS]) -> f32 {
     let (a, b) = (black_box(0.999_f32), black_box(0.001_f32));
+    let mut acc = start.map(|x| [x; LANES]);
     for _ in 0..ROUNDS {
-        acc.iter_mut().for_each(|x| *x = x.mul_add(a, b));
+        acc.iter_mut().flatten().for_each(|x| *x = x.mul_add(a, b));
     }
-    acc.iter().sum()
+    acc.iter().flatten().sum()
 }
 
 #[cfg(target_arch = "x86_64")]
