@@ -11,7 +11,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use crate::{Dtype, Isa, Matrix, Ops, Tensor, isa::multi_isa};
+use crate::{Dtype, Isa, Matrix, Ops, Tensor, gemm::pack::Aligned, isa::multi_isa};
 
 /// Several times the caches of desktop processors, a fraction of any memory: what [`rates`] should read unless there is time and
 /// memory for more.
@@ -87,7 +87,9 @@ pub fn rates(ops: &Ops, block_bytes: usize, budget: Duration) -> Option<Rates> {
     let threads = rayon::current_num_threads();
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().ok()?;
 
-    let block = vec![1_u64; block_bytes / 8];
+    // In the pages that weights have.
+    let block = Aligned::<f32>::zeros(block_bytes / 8 * 2);
+    let block: &[u64] = bytemuck::cast_slice(&block);
     let ways = Way::all();
     let share = budget / 4 / ways.len() as u32;
     let sum = |x: &[u64], way: Way| {
@@ -101,7 +103,6 @@ pub fn rates(ops: &Ops, block_bytes: usize, budget: Duration) -> Option<Rates> {
     let (read_one_thread, read_one_thread_way) = fastest(&|way| block.chunks(PIECE / 8).for_each(|x| sum(x, way)));
     let (read_all_threads, read_all_threads_way) =
         fastest(&|way| block.par_chunks(PIECE / 8).for_each(|x| sum(x, way)));
-    drop(block);
 
     let eighth = budget / 8;
     // On all threads at once; a thread that another program holds up makes the round slower, so the best round counts.
