@@ -12,6 +12,8 @@ use crate::{
 pub(crate) trait Lanes: Copy {
     /// Rows and 16-column panels of a tile whose accumulators fit the registers.
     const TILE: (usize, usize);
+    /// Panels that are read side by side for one row: as many streams as memory likes and registers allow.
+    const STREAMS: usize;
     unsafe fn zero() -> Self;
     /// Reads 16 `f32` at `p`.
     unsafe fn load(p: *const f32) -> Self;
@@ -107,6 +109,7 @@ pub(super) struct Plain([f32; 16]);
 
 impl Lanes for Plain {
     const TILE: (usize, usize) = (4, 1);
+    const STREAMS: usize = 1;
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self([0.0; 16])
@@ -163,6 +166,7 @@ mod x86 {
 
     impl Lanes for Avx2 {
         const TILE: (usize, usize) = (2, 1);
+        const STREAMS: usize = 2;
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: see the module.
@@ -224,6 +228,7 @@ mod x86 {
 
     impl Lanes for Avx512 {
         const TILE: (usize, usize) = (4, 2);
+        const STREAMS: usize = 4;
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: see the module.
@@ -294,6 +299,7 @@ mod arm {
 
     impl Lanes for Neon {
         const TILE: (usize, usize) = (2, 1);
+        const STREAMS: usize = 2;
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: see the module.

@@ -411,7 +411,7 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
 ) {
     let mut p = 0;
     while p < panels {
-        let nv = (panels - p).min(L::TILE.1);
+        let nv = (panels - p).min(if rows == 1 { L::STREAMS } else { L::TILE.1 });
         let mut r = 0;
         while r < rows {
             let mr = (rows - r).min(L::TILE.0).min(4 - r % 4);
@@ -423,6 +423,8 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
                 let s = right.panel_stride;
                 if rows <= THIN {
                     match (mr, nv) {
+                        (1, 4) => tile::<L, E, 1, 4, true>(pairs, a, b, s, c, stride, keep),
+                        (1, 3) => tile::<L, E, 1, 3, true>(pairs, a, b, s, c, stride, keep),
                         (4, 2) => tile::<L, E, 4, 2, true>(pairs, a, b, s, c, stride, keep),
                         (3, 2) => tile::<L, E, 3, 2, true>(pairs, a, b, s, c, stride, keep),
                         (2, 2) => tile::<L, E, 2, 2, true>(pairs, a, b, s, c, stride, keep),
