@@ -421,31 +421,26 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
                 let b = right.data.as_ptr().add(p * right.panel_stride);
                 let c = c.add(r * stride + p * PANEL);
                 let s = right.panel_stride;
-                if rows <= THIN {
-                    match (mr, nv) {
-                        (1, 4) => tile::<L, E, 1, 4, true>(pairs, a, b, s, c, stride, keep),
-                        (1, 3) => tile::<L, E, 1, 3, true>(pairs, a, b, s, c, stride, keep),
-                        (4, 2) => tile::<L, E, 4, 2, true>(pairs, a, b, s, c, stride, keep),
-                        (3, 2) => tile::<L, E, 3, 2, true>(pairs, a, b, s, c, stride, keep),
-                        (2, 2) => tile::<L, E, 2, 2, true>(pairs, a, b, s, c, stride, keep),
-                        (1, 2) => tile::<L, E, 1, 2, true>(pairs, a, b, s, c, stride, keep),
-                        (4, 1) => tile::<L, E, 4, 1, true>(pairs, a, b, s, c, stride, keep),
-                        (3, 1) => tile::<L, E, 3, 1, true>(pairs, a, b, s, c, stride, keep),
-                        (2, 1) => tile::<L, E, 2, 1, true>(pairs, a, b, s, c, stride, keep),
-                        _ => tile::<L, E, 1, 1, true>(pairs, a, b, s, c, stride, keep),
-                    }
-                    r += mr;
-                    continue;
+                macro_rules! tile {
+                    ($mr:literal, $nv:literal) => {
+                        if rows <= THIN {
+                            tile::<L, E, $mr, $nv, true>(pairs, a, b, s, c, stride, keep)
+                        } else {
+                            tile::<L, E, $mr, $nv, false>(pairs, a, b, s, c, stride, keep)
+                        }
+                    };
                 }
                 match (mr, nv) {
-                    (4, 2) => tile::<L, E, 4, 2, false>(pairs, a, b, s, c, stride, keep),
-                    (3, 2) => tile::<L, E, 3, 2, false>(pairs, a, b, s, c, stride, keep),
-                    (2, 2) => tile::<L, E, 2, 2, false>(pairs, a, b, s, c, stride, keep),
-                    (1, 2) => tile::<L, E, 1, 2, false>(pairs, a, b, s, c, stride, keep),
-                    (4, 1) => tile::<L, E, 4, 1, false>(pairs, a, b, s, c, stride, keep),
-                    (3, 1) => tile::<L, E, 3, 1, false>(pairs, a, b, s, c, stride, keep),
-                    (2, 1) => tile::<L, E, 2, 1, false>(pairs, a, b, s, c, stride, keep),
-                    _ => tile::<L, E, 1, 1, false>(pairs, a, b, s, c, stride, keep),
+                    (1, 4) => tile!(1, 4),
+                    (1, 3) => tile!(1, 3),
+                    (4, 2) => tile!(4, 2),
+                    (3, 2) => tile!(3, 2),
+                    (2, 2) => tile!(2, 2),
+                    (1, 2) => tile!(1, 2),
+                    (4, 1) => tile!(4, 1),
+                    (3, 1) => tile!(3, 1),
+                    (2, 1) => tile!(2, 1),
+                    _ => tile!(1, 1),
                 }
             }
             r += mr;
