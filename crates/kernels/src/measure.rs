@@ -11,7 +11,11 @@ use std::{
 
 use rayon::prelude::*;
 
-use crate::{Dtype, Isa, Matrix, Ops, Tensor, gemm::pack::Aligned, isa::multi_isa};
+use crate::{
+    Dtype, Isa, Matrix, Ops, Tensor,
+    gemm::pack::Aligned,
+    isa::{multi_isa, prefetch},
+};
 
 /// Several times the caches of desktop processors, a fraction of any memory: what [`rates`] should read unless there is time and
 /// memory for more.
@@ -180,28 +184,15 @@ fn sum<const STREAMS: usize, const PREFETCH: bool>(x: &[u64]) -> u64 {
     let mut sums = [[0_u64; 8]; STREAMS];
     for i in 0..length {
         for (s, sum) in sums.iter_mut().enumerate() {
-            if PREFETCH {
-                prefetch(&lines[s * length + i], AHEAD);
-            }
             let line = &lines[s * length + i];
+            if PREFETCH {
+                prefetch(std::ptr::from_ref(line).wrapping_add(AHEAD));
+            }
             (0..8).for_each(|j| sum[j] = sum[j].wrapping_add(line[j]));
         }
     }
     let rest = lines[STREAMS * length..].iter().flatten().chain(tail);
     sums.iter().flatten().chain(rest).fold(0, |sum, n| sum.wrapping_add(*n))
-}
-
-/// Asks for the line that stands `ahead` lines further on, wherever that is.
-#[inline(always)]
-fn prefetch(line: &[u64; 8], ahead: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing that the program sees and never faults, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(ahead).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (line, ahead);
 }
 
 impl Isa {

@@ -23,9 +23,6 @@ pub(crate) trait Lanes: Copy {
     /// `a · b + c`, rounded once.
     unsafe fn fma(a: Self, b: Self, c: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
-    /// Asks for the cache line of an address, which need not be valid.
-    #[inline(always)]
-    fn prefetch<E>(_: *const E) {}
     /// Reads a packed pair of f32: 16 even elements, then 16 odd ones.
     unsafe fn pair_f32(p: *const f32) -> (Self, Self);
     /// Reads a packed pair of bf16: 16 times (even, odd).
@@ -201,11 +198,6 @@ mod x86 {
             unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
         }
         #[inline(always)]
-        fn prefetch<E>(p: *const E) {
-            // SAFETY: every x86-64 CPU has the instruction, and it does not fail for any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        }
-        #[inline(always)]
         unsafe fn pair_f32(p: *const f32) -> (Self, Self) {
             // SAFETY: see the module.
             unsafe { (Self::load(p), Self::load(p.add(16))) }
@@ -258,11 +250,6 @@ mod x86 {
         unsafe fn add(self, other: Self) -> Self {
             // SAFETY: see the module.
             unsafe { Self(_mm512_add_ps(self.0, other.0)) }
-        }
-        #[inline(always)]
-        fn prefetch<E>(p: *const E) {
-            // SAFETY: every x86-64 CPU has the instruction, and it does not fail for any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn pair_f32(p: *const f32) -> (Self, Self) {

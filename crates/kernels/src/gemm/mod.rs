@@ -20,7 +20,7 @@ use lanes::{Lanes, Packable, Plain};
 use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
 
 use crate::{
-    isa::{Isa, Level},
+    isa::{Isa, Level, prefetch},
     tensor::{Storage, Tensor},
 };
 
@@ -483,7 +483,7 @@ unsafe fn tile<L: Lanes, E: Packable, const MR: usize, const NV: usize, const PR
                 for (v, bs) in bs.iter_mut().enumerate() {
                     *bs = E::pair::<L>(b.add(v * panel_stride));
                     if PREFETCH {
-                        L::prefetch(b.add(v * panel_stride).cast::<u8>().wrapping_add(AHEAD));
+                        prefetch(b.add(v * panel_stride).cast::<u8>().wrapping_add(AHEAD));
                     }
                 }
                 for r in 0..MR {
