@@ -97,7 +97,7 @@ impl Tokenizer {
         let format = |what: String| TokenizerError::Format { origin: origin.to_owned(), what };
         // The library takes broken JSON inside a decoder, down to a string's bytes and escapes, and a broken table of a
         // normalizer, for its own mistake and panics.
-        serde_json::from_slice::<serde_json::Value>(bytes).map_err(|e| format(e.to_string()))?;
+        let mut json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| format(e.to_string()))?;
         let inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
             .map_err(|_| format("one of its parts cannot be read".into()))?
             .map_err(|e| format(e.to_string()))?;
@@ -111,7 +111,6 @@ impl Tokenizer {
             plain.with_decoder(inner.get_decoder().cloned());
             plain
         } else {
-            let mut json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| format(e.to_string()))?;
             if let Some(tokens) = json["added_tokens"].as_array_mut() {
                 tokens.retain(|t| kept.iter().any(|(_, k)| t["content"] == *k.content));
             }
