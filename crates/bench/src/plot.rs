@@ -97,7 +97,7 @@ fn x(row: &Row) -> f64 {
 /// Rates that products cannot exceed.
 fn roofs(limits: &Limits) -> Vec<(&'static str, f64)> {
     let mut roofs = vec![("f32 multiply-add", limits.fma_flop_per_s.all_threads.max(1.0))];
-    roofs.extend(limits.amx_bf16_flop_per_s.map(|amx| ("bf16 tiles (AMX)", amx.all_threads)));
+    roofs.extend(limits.bf16_instruction.zip(limits.bf16_flop_per_s.map(|rate| rate.all_threads)));
     roofs
 }
 
@@ -176,7 +176,8 @@ mod tests {
         report.limits = Limits {
             read_bytes_per_s: pair(3e10),
             fma_flop_per_s: pair(4e11),
-            amx_bf16_flop_per_s: Some(pair(6e12)),
+            bf16_flop_per_s: Some(pair(6e12)),
+            bf16_instruction: Some("TDPBF16PS (AMX)"),
             ..Limits::default()
         };
         let empty = roofline(&report);

@@ -26,8 +26,10 @@ pub struct Limits {
     pub read_way_all_threads: String,
     /// Floating-point operations of f32 multiply-adds in registers, with the instruction set in use.
     pub fma_flop_per_s: Pair,
-    /// Of AMX tile products of bf16 in registers, where that is the instruction set in use.
-    pub amx_bf16_flop_per_s: Option<Pair>,
+    /// Of the path's own instruction for products of bf16, in registers; where it has one.
+    pub bf16_flop_per_s: Option<Pair>,
+    /// Its name.
+    pub bf16_instruction: Option<&'static str>,
     /// Of a bf16 product of jevons, 64 × 1024 × 1024.
     pub product_flop_per_s: Pair,
 }
@@ -46,13 +48,14 @@ impl Limits {
     /// From the machine's rates.
     pub fn of(rates: &Rates) -> Self {
         let pair = |one_thread, all_threads| Pair { one_thread, all_threads };
-        let amx = rates.amx_one_thread.zip(rates.amx_all_threads);
+        let bf16 = rates.bf16_one_thread.zip(rates.bf16_all_threads);
         Self {
             read_bytes_per_s: pair(rates.read_one_thread, rates.read_all_threads),
             read_way_one_thread: rates.read_one_thread_way.to_string(),
             read_way_all_threads: rates.read_all_threads_way.to_string(),
             fma_flop_per_s: pair(rates.fma_one_thread, rates.fma_all_threads),
-            amx_bf16_flop_per_s: amx.map(|(one, all)| pair(one, all)),
+            bf16_flop_per_s: bf16.map(|(one, all)| pair(one, all)),
+            bf16_instruction: rates.bf16_instruction,
             product_flop_per_s: pair(rates.product_one_thread, rates.product_all_threads),
         }
     }
@@ -75,15 +78,16 @@ impl Limits {
                 other.read_way_all_threads,
             ),
             fma_flop_per_s: pair(self.fma_flop_per_s, other.fma_flop_per_s),
-            amx_bf16_flop_per_s: self.amx_bf16_flop_per_s.zip(other.amx_bf16_flop_per_s).map(|(a, b)| pair(a, b)),
+            bf16_flop_per_s: self.bf16_flop_per_s.zip(other.bf16_flop_per_s).map(|(a, b)| pair(a, b)),
+            bf16_instruction: self.bf16_instruction,
             product_flop_per_s: pair(self.product_flop_per_s, other.product_flop_per_s),
         }
     }
 
     /// Floating-point operations per second that products in a format cannot exceed, on all threads.
     pub fn flop_per_s(&self, dtype: Dtype) -> f64 {
-        match (dtype, self.amx_bf16_flop_per_s) {
-            (Dtype::Bf16, Some(amx)) => amx.all_threads,
+        match (dtype, self.bf16_flop_per_s) {
+            (Dtype::Bf16, Some(rate)) => rate.all_threads,
             _ => self.fma_flop_per_s.all_threads,
         }
     }
@@ -105,12 +109,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slower_of_reading_and_multiplying_is_the_limit_and_tiles_count_for_bf16_only() {
+    fn the_slower_of_reading_and_multiplying_is_the_limit_and_bf16_has_its_own() {
         let pair = |all_threads| Pair { one_thread: 1.0, all_threads };
         let without = Limits { read_bytes_per_s: pair(10.0), fma_flop_per_s: pair(100.0), ..Limits::default() };
         assert_eq!(without.least_s(50.0, 20.0, Dtype::Bf16), (2.0, Bound::Memory));
         assert_eq!(without.least_s(500.0, 20.0, Dtype::Bf16), (5.0, Bound::Products));
-        let with = Limits { amx_bf16_flop_per_s: Some(pair(1000.0)), ..without };
+        let with = Limits { bf16_flop_per_s: Some(pair(1000.0)), ..without };
         assert_eq!(with.least_s(500.0, 20.0, Dtype::Bf16), (2.0, Bound::Memory));
         assert_eq!(with.least_s(500.0, 20.0, Dtype::F32), (5.0, Bound::Products));
     }

@@ -16,6 +16,9 @@ pub(crate) enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Products of bf16 by `VDPBF16PS`, everything else as `Avx512`.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// Products of bf16 by tiles, everything else as `Avx512`.
     #[cfg(target_arch = "x86_64")]
     Amx,
@@ -43,6 +46,11 @@ impl Isa {
                     _ => is_x86_feature_detected!("avx512vl"),
                 }) {
                     all.push(Self(Level::Avx512));
+                    if is_x86_feature_detected!("avx512bf16") {
+                        // Intel's processors do half as many of these a cycle as f32 multiply-adds do, AMD's twice as many.
+                        let at = if is_made_by_amd() { all.len() } else { all.len() - 1 };
+                        all.insert(at, Self(Level::Avx512Bf16));
+                    }
                     if crate::gemm::amx::usable() {
                         all.push(Self(Level::Amx));
                     }
@@ -54,7 +62,7 @@ impl Isa {
         all
     }
 
-    /// `portable`, `avx2`, `avx512`, `amx` or `neon`.
+    /// `portable`, `avx2`, `avx512`, `avx512bf16`, `amx` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
@@ -63,9 +71,22 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
             Level::Amx => "amx",
             #[cfg(target_arch = "aarch64")]
             Level::Neon => "neon",
+        }
+    }
+
+    /// The instruction that multiplies bf16 on this path, where f32 multiply-adds do not.
+    pub fn bf16_instruction(self) -> Option<&'static str> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Some("TDPBF16PS (AMX)"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => Some("VDPBF16PS"),
+            _ => None,
         }
     }
 
@@ -96,6 +117,13 @@ impl Isa {
     }
 }
 
+/// Whether the processor names AMD as its maker.
+#[cfg(target_arch = "x86_64")]
+fn is_made_by_amd() -> bool {
+    let name = std::arch::x86_64::__cpuid(0);
+    [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+}
+
 /// Compiles one plain-Rust body for every instruction set and calls the one that `isa` proves. Rust never reorders or
 /// contracts floating-point operations, so the vectorised forms return the bits of the plain one.
 macro_rules! multi_isa {
@@ -122,7 +150,7 @@ macro_rules! multi_isa {
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: `isa` proves that the CPU has AVX-512 F, BW, DQ and VL.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Level::Avx512 | $crate::isa::Level::Amx => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Bf16 | $crate::isa::Level::Amx => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -71,10 +71,12 @@ pub struct Rates {
     pub fma_one_thread: f64,
     /// The same on all threads.
     pub fma_all_threads: f64,
-    /// Floating-point operations of AMX tile products of bf16 on registers, on one thread; `None` without AMX.
-    pub amx_one_thread: Option<f64>,
+    /// Floating-point operations of the instruction that multiplies bf16 ([`Isa::bf16_instruction`]) on registers, on one thread; `None` without one.
+    pub bf16_one_thread: Option<f64>,
     /// The same on all threads.
-    pub amx_all_threads: Option<f64>,
+    pub bf16_all_threads: Option<f64>,
+    /// The name of that instruction.
+    pub bf16_instruction: Option<&'static str>,
     /// Floating-point operations of the house's bf16 products on one thread.
     pub product_one_thread: f64,
     /// The same on all threads.
@@ -121,8 +123,8 @@ pub fn rates(ops: &Ops, block_bytes: usize, budget: Duration) -> Option<Rates> {
             })
     };
     let fma = || (0..16).map(|_| peak::fma(isa)).sum();
-    let amx = || (0..16).filter_map(|_| peak::amx(isa)).sum();
-    let has_amx = peak::amx(isa).is_some();
+    let bf16 = || (0..16).filter_map(|_| peak::bf16(isa)).sum();
+    let has_bf16 = isa.bf16_instruction().is_some();
 
     let [m, n, k] = PRODUCT;
     let x = Tensor::from_f32(vec![0.5; m * k], k).to_dtype(Dtype::Bf16);
@@ -138,8 +140,9 @@ pub fn rates(ops: &Ops, block_bytes: usize, budget: Duration) -> Option<Rates> {
         read_all_threads_way,
         fma_one_thread: on_one(&fma),
         fma_all_threads: on_all(&fma),
-        amx_one_thread: has_amx.then(|| on_one(&amx)),
-        amx_all_threads: has_amx.then(|| on_all(&amx)),
+        bf16_one_thread: has_bf16.then(|| on_one(&bf16)),
+        bf16_all_threads: has_bf16.then(|| on_all(&bf16)),
+        bf16_instruction: isa.bf16_instruction(),
         product_one_thread: flop / alone.install(|| best(eighth, product)),
         product_all_threads: flop / best(eighth, product),
         threads,
@@ -239,7 +242,7 @@ mod tests {
             rates.product_all_threads,
         ];
         assert!(all.iter().all(|rate| rate.is_finite() && *rate > 1e6), "{rates:?}");
-        assert_eq!(rates.amx_all_threads.is_some(), ops.isa().name() == "amx");
+        assert_eq!(rates.bf16_all_threads.is_some(), ops.isa().bf16_instruction().is_some());
         // The machine may be busy, and 128 MiB must be made first.
         assert!(start.elapsed() < Duration::from_secs(20));
     }

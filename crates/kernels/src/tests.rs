@@ -63,6 +63,7 @@ fn every_instruction_set_of_this_cpu_is_tested() {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         assert!(names.contains(&"avx512"), "{names:?}");
+        assert!(names.contains(&"avx512bf16") || !is_x86_feature_detected!("avx512bf16"), "{names:?}");
         assert!(names.contains(&"amx") || cfg!(not(target_os = "linux")), "{names:?}");
     }
 }
@@ -80,6 +81,21 @@ fn products_of_bf16_go_through_tiles_where_there_is_amx() {
     // SAFETY: the instructions are emulated.
     unsafe { crate::measure::peak::tile_products(25) };
     assert!(products.load(std::sync::atomic::Ordering::Relaxed) >= before + 100, "the rate's loop ends early");
+}
+
+#[test]
+fn partial_sums_at_the_least_normal_number_are_equal_and_below_it_those_of_bf16_instructions_are_zero() {
+    let power = |exponent: i32| f32::from_bits(((127 + exponent) as u32) << 23);
+    for (exponent, normal) in [(-63, true), (-64, false)] {
+        let x = Tensor::from_f32(vec![power(exponent); 16], 1).to_dtype(Dtype::Bf16);
+        let w = Matrix::from_f32(Dtype::Bf16, &[power(exponent); 16], 16, 1);
+        for ops in every_ops() {
+            let flushes = ops.isa().bf16_instruction().is_some() && !normal;
+            let want = if flushes { 0.0 } else { power(exponent) * power(exponent) };
+            let y = ops.matmul(&x, &w, None, Dtype::F32);
+            assert!(y.f32().iter().all(|y| y.to_bits() == want.to_bits()), "{}: {:e}", ops.isa().name(), y.get(0, 0));
+        }
+    }
 }
 
 proptest! {

@@ -322,7 +322,8 @@ fn limit_rows(limits: &Limits) -> Vec<(String, String)> {
         ),
         row("f32 multiply-add", rates(limits.fma_flop_per_s, &flop)),
     ];
-    rows.extend(limits.amx_bf16_flop_per_s.map(|amx| row("bf16 tiles (AMX)", rates(amx, &flop))));
+    let bf16 = limits.bf16_instruction.zip(limits.bf16_flop_per_s);
+    rows.extend(bf16.map(|(name, rate)| row("bf16 multiply-add", format!("{} by {name}", rates(rate, &flop)))));
     rows.push(row("bf16 product of jevons", rates(limits.product_flop_per_s, &flop)));
     rows
 }

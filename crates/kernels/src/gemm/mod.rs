@@ -5,11 +5,13 @@
 //! six lines; every other path returns the same bits, whatever the blocking, because blocks cut M and N freely and K only
 //! between chunks, where the accumulator is stored exactly.
 //!
-//! The left operand is packed on the way in, as f32 strips of 4 rows or as the bf16 tiles of AMX; the right one is packed once, see
-//! `pack.rs`.
+//! The left operand is packed on the way in, as f32 strips of 4 rows, as the bf16 tiles of AMX (`amx.rs`) or as couples of bf16 (`dots.rs`);
+//! the right one is packed once, see `pack.rs`.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 pub(crate) mod lanes;
 pub(crate) mod pack;
 
@@ -21,7 +23,7 @@ use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
 
 use crate::{
     isa::{Isa, Level, prefetch},
-    tensor::{Storage, Tensor},
+    tensor::{Dtype, Storage, Tensor},
 };
 
 /// Rows of a block: its packed strips stay in L2.
@@ -238,20 +240,41 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, thi
     });
 }
 
-/// Whether left operands of so many rows are packed as tiles of AMX for right operands of `E`.
-#[cfg(target_arch = "x86_64")]
-fn is_tiled<E: Packable>(isa: Isa, rows: usize) -> bool {
-    isa.0 == Level::Amx && E::DTYPE == crate::tensor::Dtype::Bf16 && rows >= amx::MIN_ROWS
+/// How left operands are packed.
+enum Form {
+    /// f32 in strips of 4 rows.
+    Strips,
+    /// bf16 tiles of AMX.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+    /// Couples of bf16 for `VDPBF16PS`.
+    #[cfg(target_arch = "x86_64")]
+    Dots,
+}
+
+impl Form {
+    /// That of so many rows for right operands of `E`.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    fn of<E: Packable>(isa: Isa, rows: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        match (isa.0, E::DTYPE) {
+            (Level::Amx, Dtype::Bf16) if rows >= amx::MIN_ROWS => return Self::Tiles,
+            (Level::Avx512Bf16, Dtype::Bf16) => return Self::Dots,
+            _ => {}
+        }
+        Self::Strips
+    }
 }
 
 /// Elements of the buffer that [`pack_left`] fills, whatever it packs.
-#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 pub(crate) fn left_len<E: Packable>(isa: Isa, rows: usize, depth: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if is_tiled::<E>(isa, rows) {
-        return amx::packed_len(rows, depth) / 2;
+    match Form::of::<E>(isa, rows) {
+        Form::Strips => rows.next_multiple_of(4) * depth.next_multiple_of(2),
+        #[cfg(target_arch = "x86_64")]
+        Form::Tiles => amx::packed_len(rows, depth) / 2,
+        #[cfg(target_arch = "x86_64")]
+        Form::Dots => dots::packed_len(rows, depth),
     }
-    rows.next_multiple_of(4) * depth.next_multiple_of(2)
 }
 
 /// Packs rows `r0..r0 + rows`, columns `k0..k0 + ks` of a left operand for [`tiles`] with right operands of `E`.
@@ -264,9 +287,12 @@ pub(crate) fn pack_left<E: Packable>(
     ks: usize,
     out: &mut [f32],
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if is_tiled::<E>(isa, rows) {
-        return amx::pack(isa, left, r0, rows, k0, ks, bytemuck::cast_slice_mut(out));
+    match Form::of::<E>(isa, rows) {
+        Form::Strips => {}
+        #[cfg(target_arch = "x86_64")]
+        Form::Tiles => return amx::pack(isa, left, r0, rows, k0, ks, bytemuck::cast_slice_mut(out)),
+        #[cfg(target_arch = "x86_64")]
+        Form::Dots => return dots::pack(isa, left, r0, rows, k0, ks, bytemuck::cast_slice_mut(out)),
     }
     left.pack(isa, r0, rows, k0, ks, out);
     if !ks.is_multiple_of(2) {
@@ -345,19 +371,30 @@ unsafe fn tiles_at<E: Packable>(
     assert!(right.data.len() >= (panels - 1) * right.panel_stride + pairs * PAIR);
     // SAFETY: the asserts above and the caller's promise are what `all_tiles` asks for, and `isa` proves the instruction set.
     unsafe {
-        match isa.0 {
-            Level::Portable => all_tiles::<Plain, E>(rows, panels, pairs, strips, right, c, stride, keep),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon => all_tiles::<lanes::Neon, E>(rows, panels, pairs, strips, right, c, stride, keep),
+        match (Form::of::<E>(isa, rows), isa.0) {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => avx2(rows, panels, pairs, strips, right, c, stride, keep),
-            #[cfg(target_arch = "x86_64")]
-            Level::Amx if is_tiled::<E>(isa, rows) => {
+            (Form::Tiles, _) => {
                 let right = Right { data: bytemuck::cast_slice(right.data), panel_stride: right.panel_stride };
                 amx::tiles(rows, panels, pairs, bytemuck::cast_slice(strips), &right, c, stride, keep);
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Amx => avx512(rows, panels, pairs, strips, right, c, stride, keep),
+            (Form::Dots, _) => {
+                let right = Right { data: bytemuck::cast_slice(right.data), panel_stride: right.panel_stride };
+                dots::tiles(rows, panels, pairs, bytemuck::cast_slice(strips), &right, c, stride, keep);
+            }
+            (Form::Strips, Level::Portable) => {
+                all_tiles::<Plain, E>(rows, panels, pairs, strips, right, c, stride, keep)
+            }
+            #[cfg(target_arch = "aarch64")]
+            (Form::Strips, Level::Neon) => {
+                all_tiles::<lanes::Neon, E>(rows, panels, pairs, strips, right, c, stride, keep)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Form::Strips, Level::Avx2) => avx2(rows, panels, pairs, strips, right, c, stride, keep),
+            #[cfg(target_arch = "x86_64")]
+            (Form::Strips, Level::Avx512 | Level::Avx512Bf16 | Level::Amx) => {
+                avx512(rows, panels, pairs, strips, right, c, stride, keep)
+            }
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn fma(isa: Isa) -> f64 {
             8
         }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx => {
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
             // SAFETY: `isa` proves that the CPU has AVX-512.
             black_box(unsafe { avx512(start) });
             16
@@ -39,17 +39,24 @@ pub(super) fn fma(isa: Isa) -> f64 {
     (2 * lanes * CHAINS * ROUNDS) as f64
 }
 
-/// Runs tile products of bf16 for a moment on the calling thread. Returns their floating-point operations, or `None` where `isa` has
-/// no tiles.
-pub(super) fn amx(isa: Isa) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    if isa.0 == Level::Amx {
-        // SAFETY: `isa` proves that the CPU has AMX with bf16 and that this process may use it.
-        unsafe { tile_products(ROUNDS / 10) };
-        return Some((TILE_FLOP * 4 * (ROUNDS / 10)) as f64);
+/// Runs the instruction that multiplies bf16 for a moment on the calling thread. Returns its floating-point operations, or `None` where
+/// `isa` has none.
+pub(super) fn bf16(isa: Isa) -> Option<f64> {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => {
+            // SAFETY: `isa` proves that the CPU has AMX with bf16 and that this process may use it.
+            unsafe { tile_products(ROUNDS / 10) };
+            Some((TILE_FLOP * 4 * (ROUNDS / 10)) as f64)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16 => {
+            // SAFETY: `isa` proves that the CPU has AVX-512 with bf16.
+            black_box(unsafe { dots() });
+            Some((2 * 32 * CHAINS * ROUNDS) as f64)
+        }
+        _ => None,
     }
-    let _ = isa;
-    None
 }
 
 /// As many lanes as a register of the processor that the program was built for has.
@@ -86,6 +93,19 @@ fn avx512(start: [f32; CHAINS]) -> f32 {
     let mut acc = start.map(|x| _mm512_set1_ps(x));
     for _ in 0..ROUNDS {
         acc.iter_mut().for_each(|x| *x = _mm512_fmadd_ps(*x, a, b));
+    }
+    _mm512_reduce_add_ps(acc.into_iter().fold(_mm512_setzero_ps(), |sum, x| _mm512_add_ps(sum, x)))
+}
+
+/// Dot products of pairs of bf16; every sum is zero.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+fn dots() -> f32 {
+    use std::arch::x86_64::*;
+    let x: __m512bh = _mm512_cvtne2ps_pbh(_mm512_set1_ps(black_box(0.0)), _mm512_set1_ps(black_box(0.0)));
+    let mut acc = [_mm512_setzero_ps(); CHAINS];
+    for _ in 0..ROUNDS {
+        acc.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, x, x));
     }
     _mm512_reduce_add_ps(acc.into_iter().fold(_mm512_setzero_ps(), |sum, x| _mm512_add_ps(sum, x)))
 }
