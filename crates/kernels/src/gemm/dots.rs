@@ -12,10 +12,10 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{
-    AHEAD, Right, THIN,
+    Right, THIN,
     pack::{Left, LeftData, PAIR, PANEL},
 };
-use crate::isa::{Isa, Level, prefetch};
+use crate::isa::{Isa, Level};
 
 /// Rows of a packed strip.
 const STRIP: usize = 4;
@@ -246,11 +246,7 @@ pub(super) unsafe fn tiles(
                 let c = c.add(r * stride + p * PANEL);
                 macro_rules! tile {
                     ($mr:literal, $nv:literal) => {
-                        if rows <= THIN {
-                            tile::<$mr, $nv, true>(&operands, c, stride, keep)
-                        } else {
-                            tile::<$mr, $nv, false>(&operands, c, stride, keep)
-                        }
+                        tile::<$mr, $nv>(&operands, c, stride, keep)
                     };
                 }
                 match (mr, nv) {
@@ -299,12 +295,7 @@ struct Operands {
 /// As the names say; `c` is `MR` rows of `NV` panels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn tile<const MR: usize, const NV: usize, const PREFETCH: bool>(
-    o: &Operands,
-    c: *mut f32,
-    stride: usize,
-    keep: bool,
-) {
+unsafe fn tile<const MR: usize, const NV: usize>(o: &Operands, c: *mut f32, stride: usize, keep: bool) {
     // SAFETY: the caller's operands, walked from end to end.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); NV]; MR];
@@ -317,12 +308,12 @@ unsafe fn tile<const MR: usize, const NV: usize, const PREFETCH: bool>(
         }
         let (mut a, mut b) = (o.a, o.b);
         for _ in 0..o.whole {
-            chunk::<MR, NV, PREFETCH>(&mut acc, a, o.strip_len, b, o.panel_stride);
+            chunk::<MR, NV>(&mut acc, a, o.strip_len, b, o.panel_stride);
             a = a.add(COUPLES);
             b = b.add(CHUNK * PANEL);
         }
         if !o.tail.is_null() {
-            chunk::<MR, NV, false>(&mut acc, a, o.strip_len, o.tail, CHUNK * PANEL);
+            chunk::<MR, NV>(&mut acc, a, o.strip_len, o.tail, CHUNK * PANEL);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, acc) in acc.iter().enumerate() {
@@ -336,7 +327,7 @@ unsafe fn tile<const MR: usize, const NV: usize, const PREFETCH: bool>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 #[allow(clippy::needless_range_loop)] // indices keep rows and panels side by side
-unsafe fn chunk<const MR: usize, const NV: usize, const PREFETCH: bool>(
+unsafe fn chunk<const MR: usize, const NV: usize>(
     acc: &mut [[__m512; NV]; MR],
     a: *const u32,
     strip_len: usize,
@@ -354,10 +345,6 @@ unsafe fn chunk<const MR: usize, const NV: usize, const PREFETCH: bool>(
                 for (v, couples) in couples.iter_mut().enumerate() {
                     let at = b.add(v * panel_stride + (octet * 4 + half * 2) * PAIR);
                     let (x, y) = (_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(PAIR).cast()));
-                    if PREFETCH {
-                        prefetch(at.cast::<u8>().wrapping_add(AHEAD));
-                        prefetch(at.cast::<u8>().wrapping_add(AHEAD + 64));
-                    }
                     *couples = [
                         _mm512_mask_mov_epi16(y, UPPER, _mm512_slli_epi32::<16>(x)),
                         _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(y), UPPER, x),

@@ -22,7 +22,7 @@ use lanes::{Lanes, Packable, Plain};
 use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
 
 use crate::{
-    isa::{Isa, Level, prefetch},
+    isa::{Isa, Level, prefetch, prefetch_helps},
     tensor::{Dtype, Storage, Tensor},
 };
 
@@ -32,9 +32,9 @@ const BLOCK_M: usize = 64;
 const BLOCK_N: usize = 512;
 /// Summed elements of a block, a multiple of 32: two bf16 panels of it fill half of a 32 KiB L1.
 const BLOCK_K: usize = 256;
-/// Rows up to which a product waits for its right operand: then each panel is read from end to end, and asked for ahead of time.
+/// Rows up to which a product waits for its right operand: then each panel is read from end to end.
 const THIN: usize = 8;
-/// Bytes of a panel that are asked for ahead.
+/// Bytes of a panel that are asked for ahead, where that helps.
 const AHEAD: usize = 1024;
 /// Packed elements of a block of rows that stay in a cache while all columns pass: 64 rows of 8,192.
 const WHOLE: usize = 64 * 8192;
@@ -446,6 +446,7 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
     stride: usize,
     keep: bool,
 ) {
+    let ask_ahead = rows <= THIN && prefetch_helps();
     let mut p = 0;
     while p < panels {
         let nv = (panels - p).min(if rows == 1 { L::STREAMS } else { L::TILE.1 });
@@ -460,7 +461,7 @@ unsafe fn all_tiles<L: Lanes, E: Packable>(
                 let s = right.panel_stride;
                 macro_rules! tile {
                     ($mr:literal, $nv:literal) => {
-                        if rows <= THIN {
+                        if ask_ahead {
                             tile::<L, E, $mr, $nv, true>(pairs, a, b, s, c, stride, keep)
                         } else {
                             tile::<L, E, $mr, $nv, false>(pairs, a, b, s, c, stride, keep)
