@@ -35,8 +35,7 @@ fn main() {
                 let w = Matrix::from_f32(dtype, tensor(Dtype::F32, n, k).f32(), n, k);
                 let rate = |s: f64| 2.0 * (t * n * k) as f64 / s / 1e9;
                 let forward = rate(best(|| drop(ops.matmul(&x, &w, None, dtype))));
-                let mut dx = Tensor::zeros(Dtype::F32, t, k);
-                let input = rate(best(|| ops.matmul_input_grad(&dy, &w, &mut dx)));
+                let input = rate(best(|| drop(ops.matmul_input_grad(&dy, &w))));
                 let mut dw = vec![0.0; n * k];
                 let weight = rate(best(|| ops.matmul_weight_grad(&dy, &x, &mut dw)));
                 let shape = format!("{t} x {n} x {k}");

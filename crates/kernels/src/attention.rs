@@ -175,9 +175,12 @@ impl<E: Packable> Kv<E> {
         let blocks = len.div_ceil(BLOCK);
         self.data.resize(blocks * self.shape.kv_heads * self.head_len());
         if !len.is_multiple_of(BLOCK) {
+            let (head_len, key_len, dk) = (self.head_len(), self.key_len(), self.shape.dk);
+            let dv = if self.latent { 0 } else { self.shape.dv };
             for position in len..blocks * BLOCK {
                 for head in 0..self.shape.kv_heads {
-                    self.put(position, head, None);
+                    let at = (position / BLOCK * self.shape.kv_heads + head) * head_len;
+                    put(&mut self.data[at..at + head_len], key_len, position % BLOCK, (dk, dv), None);
                 }
             }
         }
@@ -189,29 +192,43 @@ impl<E: Packable> Kv<E> {
         self.len += tokens;
         self.data.resize(self.len.div_ceil(BLOCK) * kv_heads * self.head_len());
         let dv = if self.latent { 0 } else { dv };
-        for t in 0..tokens {
-            for head in 0..kv_heads {
-                let (k, v) = (&k[(t * kv_heads + head) * dk..][..dk], &v[(t * kv_heads + head) * dv..][..dv]);
-                self.put(first + t, head, Some((bytemuck::cast_slice(k), bytemuck::cast_slice(v))));
+        let (end, head_len, key_len) = (self.len, self.head_len(), self.key_len());
+        let blocks = first / BLOCK * kv_heads..end.div_ceil(BLOCK) * kv_heads;
+        // One head of one block.
+        let each = |(at, data): (usize, &mut [E])| {
+            let (block, head) = (first / BLOCK + at / kv_heads, at % kv_heads);
+            for position in first.max(block * BLOCK)..end.min((block + 1) * BLOCK) {
+                let row = (position - first) * kv_heads + head;
+                let (k, v) = (&k[row * dk..][..dk], &v[row * dv..][..dv]);
+                put(
+                    data,
+                    key_len,
+                    position % BLOCK,
+                    (dk, dv),
+                    Some((bytemuck::cast_slice(k), bytemuck::cast_slice(v))),
+                );
             }
+        };
+        let data = &mut self.data[blocks.start * head_len..blocks.end * head_len];
+        if tokens * kv_heads * (dk + dv) < 16 * 1024 {
+            data.chunks_exact_mut(head_len).enumerate().for_each(each);
+        } else {
+            data.par_chunks_exact_mut(head_len).enumerate().for_each(each);
         }
     }
+}
 
-    fn put(&mut self, position: usize, head: usize, kv: Option<(&[E], &[E])>) {
-        let HeadShape { kv_heads, dk, dv, .. } = self.shape;
-        let at = (position / BLOCK * kv_heads + head) * self.head_len();
-        let (key_len, head_len, latent) = (self.key_len(), self.head_len(), self.latent);
-        let (keys, values) = self.data[at..at + head_len].split_at_mut(key_len);
-        let row = position % BLOCK;
-        let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
-        let zero = E::narrow(0.0);
-        for d in 0..dk {
-            keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
-        }
-        for d in 0..if latent { 0 } else { dv } {
-            values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
-                kv.map_or(zero, |(_, v)| v[d]);
-        }
+/// Writes one token's key and value into its row of a head's block, or zeros.
+fn put<E: Packable>(data: &mut [E], key_len: usize, row: usize, (dk, dv): (usize, usize), kv: Option<(&[E], &[E])>) {
+    let (keys, values) = data.split_at_mut(key_len);
+    let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
+    let zero = E::narrow(0.0);
+    for d in 0..dk {
+        keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
+    }
+    for d in 0..dv {
+        values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
+            kv.map_or(zero, |(_, v)| v[d]);
     }
 }
 
@@ -523,28 +540,26 @@ pub fn backward(
         cu_seqlens.windows(2).flat_map(|w| (0..kv_heads).map(move |g| (w[0], w[1] - w[0], g))).collect();
     let run = |(first, len, g): &(usize, usize, usize)| with_element!(saved.q.dtype(), E => group_backward::<E>(isa, shape, saved, d_o, *first, *len, *g));
     let results: Vec<_> = tasks.par_iter().map(run).collect();
-    let mut dq = Tensor::zeros(Dtype::F32, rows, heads * dk);
-    let mut d_k = Tensor::zeros(Dtype::F32, rows, kv_heads * dk);
-    let mut d_v = Tensor::zeros(Dtype::F32, rows, kv_heads * dv);
     let per = heads / kv_heads;
-    for ((first, len, g), (q, k, v)) in tasks.into_iter().zip(results) {
-        for (h, q) in q.iter().enumerate() {
-            put_head(&mut dq, first, len, g * per + h, dk, q);
-        }
-        put_head(&mut d_k, first, len, g, dk, &k);
-        put_head(&mut d_v, first, len, g, dv, &v);
-    }
-    (dq, d_k, d_v)
-}
-
-/// Copies `[len, width ≥ d]` into columns `head · d ..` of rows `first..`.
-fn put_head(to: &mut Tensor, first: usize, len: usize, head: usize, d: usize, from: &[f32]) {
-    let cols = to.cols;
-    let width = d.next_multiple_of(PANEL);
-    let to = to.f32_mut();
-    for r in 0..len {
-        to[(first + r) * cols + head * d..][..d].copy_from_slice(&from[r * width..][..d]);
-    }
+    // Heads side by side: `[rows, n · d]`, the gradient of head `h` of a sequence being `of(its groups, h)`, `[len, width ≥ d]`.
+    let beside = |n: usize, d: usize, of: &(dyn Fn(&[GroupGrads], usize) -> &[f32] + Sync)| {
+        let width = d.next_multiple_of(PANEL);
+        Tensor::make::<f32>(rows, n * d, |first, out| {
+            for (t, row) in (first..).zip(out.chunks_exact_mut(n * d)) {
+                let after = cu_seqlens.partition_point(|start| *start <= t);
+                if after == 0 || after == cu_seqlens.len() {
+                    continue;
+                }
+                let groups = &results[(after - 1) * kv_heads..after * kv_heads];
+                let at = (t - cu_seqlens[after - 1]) * width;
+                for (h, to) in row.chunks_exact_mut(d).enumerate() {
+                    to.copy_from_slice(&of(groups, h)[at..][..d]);
+                }
+            }
+        })
+    };
+    let dq = beside(heads, dk, &|groups, h| &groups[h / per].0[h % per]);
+    (dq, beside(kv_heads, dk, &|groups, h| &groups[h].1), beside(kv_heads, dv, &|groups, h| &groups[h].2))
 }
 
 type GroupGrads = (Vec<Vec<f32>>, Vec<f32>, Vec<f32>);

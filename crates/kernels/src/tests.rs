@@ -117,8 +117,9 @@ proptest! {
             let name = ops.isa().name();
             let y = ops.matmul(&x, &m, Some(&bias), Dtype::F32);
             let rounded = ops.matmul(&x, &m, Some(&bias), Dtype::Bf16).to_vec_f32();
-            let mut dx = Tensor::zeros(Dtype::F32, t, k);
-            ops.matmul_input_grad(&dy, &m, &mut dx);
+            let dx = ops.matmul_input_grad(&dy, &m);
+            let mut twice = dx.clone();
+            ops.add_matmul_input_grad(&dy, &m, &mut twice);
             let mut dw = start.clone();
             ops.matmul_weight_grad(&dy, &x, &mut dw);
             for i in 0..t {
@@ -131,6 +132,8 @@ proptest! {
                     let column: Vec<f32> = (0..n).map(|n| w[n * k + j]).collect();
                     let want = reference_dot(&dys[i * n..][..n], &column, 0.0);
                     prop_assert_eq!(dx.get(i, j).to_bits(), want.to_bits(), "{} dx[{}, {}]", name, i, j);
+                    let want = reference_dot(&dys[i * n..][..n], &column, want);
+                    prop_assert_eq!(twice.get(i, j).to_bits(), want.to_bits(), "{} dx[{}, {}] twice", name, i, j);
                 }
             }
             for i in 0..n {
@@ -158,17 +161,19 @@ proptest! {
         let w: Vec<&Matrix> = w.iter().collect();
         for ops in every_ops() {
             let y = ops.grouped_matmul(&x, &offsets, &w);
-            let mut dx = Tensor::zeros(Dtype::F32, t, k);
-            ops.grouped_matmul_input_grad(&dy, &offsets, &w, &mut dx);
+            let dx = ops.grouped_matmul_input_grad(&dy, &offsets, &w);
+            let mut twice = dx.clone();
+            ops.add_grouped_matmul_input_grad(&dy, &offsets, &w, &mut twice);
             let mut dw = vec![vec![0.0; n * k]; sizes.len()];
             ops.grouped_matmul_weight_grad(&dy, &x, &offsets, dw.iter_mut().map(|d| Some(d.as_mut_slice())).collect());
             for e in 0..sizes.len() {
                 let rows: Vec<u32> = (offsets[e] as u32..offsets[e + 1] as u32).collect();
                 let (xe, dye) = (ops.gather(&x, &rows), ops.gather(&dy, &rows));
                 prop_assert_eq!(ops.gather(&y, &rows), ops.matmul(&xe, w[e], None, dtype));
-                let mut dxe = Tensor::zeros(Dtype::F32, rows.len(), k);
-                ops.matmul_input_grad(&dye, w[e], &mut dxe);
-                prop_assert_eq!(ops.gather(&dx, &rows), dxe);
+                let mut dxe = ops.matmul_input_grad(&dye, w[e]);
+                prop_assert_eq!(&ops.gather(&dx, &rows), &dxe);
+                ops.add_matmul_input_grad(&dye, w[e], &mut dxe);
+                prop_assert_eq!(ops.gather(&twice, &rows), dxe);
                 let mut dwe = vec![0.0; n * k];
                 ops.matmul_weight_grad(&dye, &xe, &mut dwe);
                 prop_assert_eq!(bits(&dw[e]), bits(&dwe));

@@ -181,7 +181,7 @@ impl Mla {
         (y, Saved { q_raw, kv_raw, o, lse, up: Some(up) })
     }
 
-    /// `dy`: f32 `[T, D]`. Adds to all gradients and to `dx`: f32 `[T, D]`.
+    /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -192,8 +192,7 @@ impl Mla {
         batch: &Batch,
         s: &Saved,
         dy: &Tensor,
-        dx: &mut Tensor,
-    ) {
+    ) -> Tensor {
         let again;
         let up = match &s.up {
             Some(up) => up,
@@ -206,22 +205,23 @@ impl Mla {
         let saved = AttentionSaved { q: &up.q, k: &up.k, v: &up.v, o: &s.o, lse: &s.lse };
         let (mut dq, dk, dv) = ops.attention_grad(self.shape(), &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.q_layout(), &batch.angles);
-        match (self.query, &s.q_raw, &up.q_norm) {
+        let mut dx = match (self.query, &s.q_raw, &up.q_norm) {
             (Query::Latent(a, norm, b), Some(raw), Some((normed, rrms))) => {
                 let dnormed = b.backward_new(ops, w, grads, normed, &dq);
                 let mut draw = Tensor::zeros(Dtype::F32, raw.rows, raw.cols);
                 norm.backward(ops, w, grads, raw, rrms, &dnormed, &mut draw);
-                a.backward(ops, w, grads, x, &draw, dx);
+                a.backward_new(ops, w, grads, x, &draw)
             }
-            (Query::Direct(q), ..) => q.backward(ops, w, grads, x, &dq, dx),
+            (Query::Direct(q), ..) => q.backward_new(ops, w, grads, x, &dq),
             _ => unreachable!("a latent query keeps its raw form"),
-        }
+        };
         let (dkv, mut dk_rope) = ops.latent_split_grad(&dk, &dv, self.heads);
         ops.rope_grad(&mut dk_rope, self.k_layout(), &batch.angles);
         let dnormed = self.kv_b.backward_new(ops, w, grads, &up.kv_norm.0, &dkv);
         let mut dlatent = Tensor::zeros(Dtype::F32, x.rows, self.latent);
         self.kv_norm.backward(ops, w, grads, &up.latent, &up.kv_norm.1, &dnormed, &mut dlatent);
-        self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), dx);
+        self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), &mut dx);
+        dx
     }
 }
 

@@ -31,22 +31,13 @@ impl SwiGlu {
         (y, Saved { g, u })
     }
 
-    /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights, and to `dx`: f32 `[T, D]`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        ops: &Ops,
-        w: &Weights,
-        grads: &mut Grads,
-        x: &Tensor,
-        s: &Saved,
-        dy: &Tensor,
-        dx: &mut Tensor,
-    ) {
+    /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights; returns `dx`: f32 `[T, D]`.
+    pub fn backward(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, s: &Saved, dy: &Tensor) -> Tensor {
         let da = self.down.backward_new(ops, w, grads, &ops.silu_mul(&s.g, &s.u), dy); // [T, F]
         let (dg, du) = ops.silu_mul_grad(&s.g, &s.u, &da);
-        self.gate.backward(ops, w, grads, x, &dg, dx);
-        self.up.backward(ops, w, grads, x, &du, dx);
+        let mut dx = self.gate.backward_new(ops, w, grads, x, &dg);
+        self.up.backward(ops, w, grads, x, &du, &mut dx);
+        dx
     }
 }
 
