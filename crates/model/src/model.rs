@@ -366,6 +366,10 @@ impl Model {
     /// # Panics
     /// If a sequence has no new token, or a token lies outside the vocabulary.
     pub fn extend(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
+        among_workers(|| self.extend_here(batch))
+    }
+
+    fn extend_here(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
         let h = self.hidden(batch);
         let mut row = 0;
         let last: Vec<u32> = batch
@@ -460,6 +464,15 @@ impl Model {
     /// # Panics
     /// If latent attention is absorbed: that form is for inference.
     pub fn forward_backward(
+        &self,
+        grads: &mut Grads,
+        batch: &MicroBatch<'_>,
+        options: &PassOptions,
+    ) -> Result<PassOutput, NonFinite> {
+        among_workers(|| self.forward_backward_here(grads, batch, options))
+    }
+
+    fn forward_backward_here(
         &self,
         grads: &mut Grads,
         batch: &MicroBatch<'_>,
@@ -741,4 +754,9 @@ impl Names<'_> {
             shared: (moe.n_shared_experts > 0).then(|| self.swiglu(&format!("{name}.shared_experts"))),
         }
     }
+}
+
+/// Runs on a worker of the thread pool: what it then shares with the others costs a fraction of what sharing from outside does.
+fn among_workers<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
 }
