@@ -2,7 +2,7 @@
 //!
 //! The instruction adds two products to each f32 lane, rounded after each, that of the upper halves first. Fed with `(k, k + 2)` it
 //! is two steps of the even chain of the house dot product, fed with `(k + 1, k + 3)` two of the odd one. So the left operand is
-//! packed as such couples, earlier `k` in the upper half, and those of the right one are blended from two pairs of a panel as they
+//! packed as such couples, earlier `k` in the upper half, and those of the right one are blended from two pairs of a panel when they
 //! are read. It takes subnormals for zero and makes none, as AMX does.
 //!
 //! Source: Intel Architecture Instruction Set Extensions Programming Reference, AVX512_BF16.
@@ -21,6 +21,10 @@ use crate::isa::{Isa, Level};
 const STRIP: usize = 4;
 /// `k` of a chunk, the unit in which K is packed: the last one is filled up with zeros.
 const CHUNK: usize = 32;
+/// Pairs of a chunk.
+const CHUNK_PAIRS: usize = CHUNK / 2;
+/// Chunks that are coupled at a time for many rows.
+const DEPTH: usize = 8;
 /// Couples of one strip and chunk: even and odd ones of four `k`, then of the next four, each for four pairs of quadruples.
 const COUPLES: usize = STRIP * CHUNK / 2;
 /// Panels that one row reads side by side.
@@ -213,68 +217,204 @@ pub(super) unsafe fn tiles(
     stride: usize,
     keep: bool,
 ) {
-    let chunk_pairs = CHUNK / 2;
-    let (whole, rest) = (pairs / chunk_pairs, pairs % chunk_pairs);
-    let strip_len = pairs.div_ceil(chunk_pairs) * COUPLES;
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if rows <= THIN {
+            few_rows(rows, panels, pairs, left, right, c, stride, keep);
+        } else {
+            many_rows(rows, panels, pairs, left, right, c, stride, keep);
+        }
+    }
+}
+
+/// [`tiles`] of few rows, which wait for memory: each panel is read once, from end to end, and coupled in registers.
+///
+/// # Safety
+/// As [`tiles`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn few_rows(
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    left: &[u32],
+    right: &Right<'_, bf16>,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    let (whole, rest) = (pairs / CHUNK_PAIRS, pairs % CHUNK_PAIRS);
+    let strip_len = pairs.div_ceil(CHUNK_PAIRS) * COUPLES;
     let mut tail = Tail([bf16::ZERO; STREAMS * CHUNK * PANEL]);
     let mut p = 0;
     while p < panels {
-        let left_over = panels - p;
-        // Few rows read each panel once. Many share what is loaded: four rows and two panels leave both loads and blends beside the products.
         let nv = match rows {
-            1 => left_over.min(STREAMS),
-            5..=THIN => 1,
-            _ => left_over.min(2),
+            1 => (panels - p).min(STREAMS),
+            2..=STRIP => (panels - p).min(2),
+            _ => 1,
         };
         for (v, tail) in tail.0.chunks_exact_mut(CHUNK * PANEL).enumerate().take(if rest > 0 { nv } else { 0 }) {
-            let from = (p + v) * right.panel_stride + whole * chunk_pairs * PAIR;
+            let from = (p + v) * right.panel_stride + whole * CHUNK_PAIRS * PAIR;
             tail[..rest * PAIR].copy_from_slice(&right.data[from..][..rest * PAIR]);
         }
-        let mut r = 0;
-        while r < rows {
-            let mr = if rows <= THIN { rows } else { (rows - r).min(STRIP) };
-            // SAFETY: `left` is whole strips, `right` whole panels, `c` as promised.
-            unsafe {
-                let operands = Operands {
-                    a: left.as_ptr().add(r / STRIP * strip_len),
-                    strip_len,
-                    b: right.data.as_ptr().add(p * right.panel_stride),
-                    panel_stride: right.panel_stride,
-                    whole,
-                    tail: if rest > 0 { tail.0.as_ptr() } else { std::ptr::null() },
-                };
-                let c = c.add(r * stride + p * PANEL);
-                macro_rules! tile {
-                    ($mr:literal, $nv:literal) => {
-                        tile::<$mr, $nv>(&operands, c, stride, keep)
-                    };
-                }
-                match (mr, nv) {
-                    (1, 4) => tile!(1, 4),
-                    (1, 3) => tile!(1, 3),
-                    (1, 2) => tile!(1, 2),
-                    (2, 2) => tile!(2, 2),
-                    (3, 2) => tile!(3, 2),
-                    (4, 2) => tile!(4, 2),
-                    (2, _) => tile!(2, 1),
-                    (3, _) => tile!(3, 1),
-                    (4, _) => tile!(4, 1),
-                    (5, _) => tile!(5, 1),
-                    (6, _) => tile!(6, 1),
-                    (7, _) => tile!(7, 1),
-                    (8, _) => tile!(8, 1),
-                    _ => tile!(1, 1),
-                }
+        let operands = Operands {
+            a: left.as_ptr(),
+            strip_len,
+            b: right.data[p * right.panel_stride..].as_ptr(),
+            panel_stride: right.panel_stride,
+            whole,
+            tail: if rest > 0 { tail.0.as_ptr() } else { std::ptr::null() },
+        };
+        macro_rules! tile {
+            ($mr:literal, $nv:literal) => {
+                tile::<$mr, $nv, false>(&operands, c.add(p * PANEL), stride, keep)
+            };
+        }
+        // SAFETY: `left` is whole strips, `right` whole panels, `c` as promised.
+        unsafe {
+            match (rows, nv) {
+                (1, 4) => tile!(1, 4),
+                (1, 3) => tile!(1, 3),
+                (1, 2) => tile!(1, 2),
+                (2, 2) => tile!(2, 2),
+                (3, 2) => tile!(3, 2),
+                (4, 2) => tile!(4, 2),
+                (2, _) => tile!(2, 1),
+                (3, _) => tile!(3, 1),
+                (4, _) => tile!(4, 1),
+                (5, _) => tile!(5, 1),
+                (6, _) => tile!(6, 1),
+                (7, _) => tile!(7, 1),
+                (8, _) => tile!(8, 1),
+                _ => tile!(1, 1),
             }
-            r += mr;
         }
         p += nv;
     }
 }
 
+/// [`tiles`] of many rows, which wait for multiplication: two panels are coupled once, [`DEPTH`] chunks at a time, for all rows.
+///
+/// # Safety
+/// As [`tiles`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn many_rows(
+    rows: usize,
+    panels: usize,
+    pairs: usize,
+    left: &[u32],
+    right: &Right<'_, bf16>,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    let chunks = pairs.div_ceil(CHUNK_PAIRS);
+    let strip_len = chunks * COUPLES;
+    let mut coupled = Coupled([bf16::ZERO; 2 * DEPTH * CHUNK * PANEL]);
+    for p in (0..panels).step_by(2) {
+        let nv = (panels - p).min(2);
+        for first in (0..chunks).step_by(DEPTH) {
+            let depth = (chunks - first).min(DEPTH);
+            let own = first * CHUNK_PAIRS..pairs.min((first + depth) * CHUNK_PAIRS);
+            for (v, coupled) in coupled.0.chunks_exact_mut(DEPTH * CHUNK * PANEL).enumerate().take(nv) {
+                let panel = &right.data[(p + v) * right.panel_stride..][own.start * PAIR..own.end * PAIR];
+                couple_panel(panel, &mut coupled[..depth * CHUNK * PANEL]);
+            }
+            let operands = |r: usize| Operands {
+                a: left[r / STRIP * strip_len + first * COUPLES..].as_ptr(),
+                strip_len,
+                b: coupled.0.as_ptr(),
+                panel_stride: DEPTH * CHUNK * PANEL,
+                whole: depth,
+                tail: std::ptr::null(),
+            };
+            // While these panels are in use, what comes next is asked for, by each tile its share.
+            let (next, from) = if first + depth < chunks { (p, own.end) } else { (p + 2, 0) };
+            let lines = own.len().div_ceil(rows.div_ceil(STRIP));
+            for r in (0..rows).step_by(STRIP) {
+                for panel in next..panels.min(next + 2) {
+                    let from = panel * right.panel_stride + (from + r / STRIP * lines) * PAIR;
+                    (0..lines).for_each(|line| ask_l2(right.data.as_ptr().wrapping_add(from + line * PAIR)));
+                }
+                macro_rules! tile {
+                    ($mr:literal, $nv:literal) => {
+                        tile::<$mr, $nv, true>(&operands(r), c.add(r * stride + p * PANEL), stride, keep || first > 0)
+                    };
+                }
+                // SAFETY: `left` is whole strips, `coupled` two panels, `c` as promised.
+                unsafe {
+                    match (rows - r, nv) {
+                        (1, 1) => tile!(1, 1),
+                        (2, 1) => tile!(2, 1),
+                        (3, 1) => tile!(3, 1),
+                        (_, 1) => tile!(4, 1),
+                        (1, _) => tile!(1, 2),
+                        (2, _) => tile!(2, 2),
+                        (3, _) => tile!(3, 2),
+                        _ => tile!(4, 2),
+                    }
+                }
+            }
+        }
+        if chunks == 0 && !keep {
+            for r in 0..rows {
+                // SAFETY: as above.
+                unsafe { c.add(r * stride + p * PANEL).write_bytes(0, nv * PANEL) };
+            }
+        }
+    }
+}
+
+/// Couples of a panel's `pairs` as [`chunk`] takes them, missing ones zero: of each four `k` 16 even couples, then 16 odd ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn couple_panel(panel: &[bf16], out: &mut [bf16]) {
+    let (whole, rest) = panel.as_chunks::<{ 2 * PAIR }>();
+    let mut last = [bf16::ZERO; 2 * PAIR];
+    last[..rest.len()].copy_from_slice(rest);
+    let (out, _) = out.as_chunks_mut::<{ 2 * PAIR }>();
+    let filled = whole.len() + usize::from(!rest.is_empty());
+    for (two, out) in whole.iter().chain((!rest.is_empty()).then_some(&last)).zip(&mut *out) {
+        // SAFETY: two lines of each.
+        unsafe {
+            let at = two.as_ptr();
+            let [even, odd] = couple(_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(PAIR).cast()));
+            let to = out.as_mut_ptr();
+            _mm512_storeu_si512(to.cast(), even);
+            _mm512_storeu_si512(to.add(PAIR).cast(), odd);
+        }
+    }
+    out[filled..].iter_mut().for_each(|out| out.fill(bf16::ZERO));
+}
+
+/// Of pairs `(k, k + 1)` and `(k + 2, k + 3)` in 16 columns: `(k, k + 2)` and `(k + 1, k + 3)`, the earlier one in the upper half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn couple(x: __m512i, y: __m512i) -> [__m512i; 2] {
+    const UPPER: __mmask32 = 0xAAAA_AAAA;
+    [
+        _mm512_mask_mov_epi16(y, UPPER, _mm512_slli_epi32::<16>(x)),
+        _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(y), UPPER, x),
+    ]
+}
+
+/// Asks for the cache line of an address, which need not be valid, into the second cache.
+#[inline]
+fn ask_l2(at: *const bf16) {
+    // SAFETY: every x86-64 CPU has the instruction; it reads nothing that the program sees and never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+}
+
 /// The last chunk of some panels.
 #[repr(C, align(64))]
 struct Tail([bf16; STREAMS * CHUNK * PANEL]);
+
+/// Some chunks of two panels, coupled: half of a 32 KiB L1.
+#[repr(C, align(64))]
+struct Coupled([bf16; 2 * DEPTH * CHUNK * PANEL]);
 
 /// One tile's share of the operands.
 struct Operands {
@@ -289,13 +429,18 @@ struct Operands {
     tail: *const bf16,
 }
 
-/// `MR` rows of `NV` panels.
+/// `MR` rows of `NV` panels, which are `COUPLED` already or as they are packed.
 ///
 /// # Safety
 /// As the names say; `c` is `MR` rows of `NV` panels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn tile<const MR: usize, const NV: usize>(o: &Operands, c: *mut f32, stride: usize, keep: bool) {
+unsafe fn tile<const MR: usize, const NV: usize, const COUPLED: bool>(
+    o: &Operands,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
     // SAFETY: the caller's operands, walked from end to end.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); NV]; MR];
@@ -308,12 +453,12 @@ unsafe fn tile<const MR: usize, const NV: usize>(o: &Operands, c: *mut f32, stri
         }
         let (mut a, mut b) = (o.a, o.b);
         for _ in 0..o.whole {
-            chunk::<MR, NV>(&mut acc, a, o.strip_len, b, o.panel_stride);
+            chunk::<MR, NV, COUPLED>(&mut acc, a, o.strip_len, b, o.panel_stride);
             a = a.add(COUPLES);
             b = b.add(CHUNK * PANEL);
         }
         if !o.tail.is_null() {
-            chunk::<MR, NV>(&mut acc, a, o.strip_len, o.tail, CHUNK * PANEL);
+            chunk::<MR, NV, COUPLED>(&mut acc, a, o.strip_len, o.tail, CHUNK * PANEL);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, acc) in acc.iter().enumerate() {
@@ -327,14 +472,13 @@ unsafe fn tile<const MR: usize, const NV: usize>(o: &Operands, c: *mut f32, stri
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 #[allow(clippy::needless_range_loop)] // indices keep rows and panels side by side
-unsafe fn chunk<const MR: usize, const NV: usize>(
+unsafe fn chunk<const MR: usize, const NV: usize, const COUPLED: bool>(
     acc: &mut [[__m512; NV]; MR],
     a: *const u32,
     strip_len: usize,
     b: *const bf16,
     panel_stride: usize,
 ) {
-    const UPPER: __mmask32 = 0xAAAA_AAAA;
     // SAFETY: as in `tile`.
     unsafe {
         let mut even = [[_mm512_setzero_ps(); NV]; MR];
@@ -345,10 +489,7 @@ unsafe fn chunk<const MR: usize, const NV: usize>(
                 for (v, couples) in couples.iter_mut().enumerate() {
                     let at = b.add(v * panel_stride + (octet * 4 + half * 2) * PAIR);
                     let (x, y) = (_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(PAIR).cast()));
-                    *couples = [
-                        _mm512_mask_mov_epi16(y, UPPER, _mm512_slli_epi32::<16>(x)),
-                        _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(y), UPPER, x),
-                    ];
+                    *couples = if COUPLED { [x, y] } else { couple(x, y) };
                 }
                 for r in 0..MR {
                     let at = a.add(r / STRIP * strip_len + half * 32 + octet * STRIP + r % STRIP);
