@@ -84,6 +84,28 @@ fn products_of_bf16_go_through_tiles_where_there_is_amx() {
 }
 
 #[test]
+fn left_operands_are_rounded_alike_on_every_path() {
+    // Beside every tie, at the ends of the normal numbers, and below them.
+    let numbers =
+        (0..=u32::MAX).step_by(65_537 * 7).flat_map(|bits| [bits, bits | 0x7FFF, bits | 0x8000, (bits | 0x8000) + 1]);
+    let mut x: Vec<f32> = numbers.map(f32::from_bits).filter(|x| x.is_finite()).collect();
+    x.extend([0x007F_7FFF, 0x007F_8000, 0x007F_FFFF, 0x0080_0000, 0x7F7F_7FFF, 0x7F7F_8000].map(f32::from_bits));
+    x.resize(x.len().next_multiple_of(64), 0.0);
+    let (one, t) = (Matrix::from_f32(Dtype::Bf16, &[1.0], 1, 1), x.len());
+    let x = Tensor::from_f32(x, 1);
+    for ops in every_ops() {
+        let y = ops.matmul(&x, &one, None, Dtype::F32);
+        let mut dw = vec![0.0; t];
+        let row = Tensor::from_f32(x.f32().to_vec(), t);
+        ops.matmul_weight_grad(&row, &Tensor::from_f32(vec![1.0], 1).to_dtype(Dtype::Bf16), &mut dw);
+        for ((x, y), dw) in x.f32().iter().zip(y.f32()).zip(&dw) {
+            let want = round_bf16(*x) + 0.0;
+            assert_eq!((y.to_bits(), dw.to_bits()), (want.to_bits(), want.to_bits()), "{x:e} {}", ops.isa().name());
+        }
+    }
+}
+
+#[test]
 fn partial_sums_at_the_least_normal_number_are_equal_and_below_it_those_of_bf16_instructions_are_zero() {
     let power = |exponent: i32| f32::from_bits(((127 + exponent) as u32) << 23);
     for (exponent, normal) in [(-63, true), (-64, false)] {

@@ -75,53 +75,29 @@ unsafe fn pack_from<S: Source>(x: *const S, left: &Left<'_>, rows: usize, ks: us
 
 /// What a left operand is made of.
 trait Source: Copy {
-    /// 32 elements as bf16, those outside `mask` zero and not read.
-    unsafe fn load_32(p: *const Self, mask: u32) -> __m512i;
-    /// 16 elements as bf16 in the lower halves of 32 bits, those outside `mask` zero and not read.
-    unsafe fn load_16(p: *const Self, mask: u16) -> __m512i;
+    /// As bf16, 16 elements at `low` in the lower half and 16 at `high` in the upper one; those outside the masks are zero and not read.
+    unsafe fn load(low: *const Self, low_mask: u16, high: *const Self, high_mask: u16) -> __m512i;
 }
 
 impl Source for bf16 {
     #[inline(always)]
-    unsafe fn load_32(p: *const Self, mask: u32) -> __m512i {
+    unsafe fn load(low: *const Self, low_mask: u16, high: *const Self, high_mask: u16) -> __m512i {
         // SAFETY: the caller's.
-        unsafe { _mm512_maskz_loadu_epi16(mask, p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_16(p: *const Self, mask: u16) -> __m512i {
-        // SAFETY: the caller's.
-        unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast())) }
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(low_mask, low.cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_maskz_loadu_epi16(high_mask, high.cast()))
+        }
     }
 }
 
 impl Source for f32 {
+    /// The instruction rounds as [`crate::math::to_bf16`] does.
     #[inline(always)]
-    unsafe fn load_32(p: *const Self, mask: u32) -> __m512i {
-        // SAFETY: the caller's. The second half is not read where it may not be: its mask is empty.
+    unsafe fn load(low: *const Self, low_mask: u16, high: *const Self, high_mask: u16) -> __m512i {
+        // SAFETY: the caller's; 32 bf16 are 64 bytes.
         unsafe {
-            let (low, high) = (Self::load_16(p, mask as u16), Self::load_16(p.wrapping_add(16), (mask >> 16) as u16));
-            let low = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(low));
-            _mm512_inserti64x4::<1>(low, _mm512_cvtepi32_epi16(high))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_16(p: *const Self, mask: u16) -> __m512i {
-        // SAFETY: the caller's. This is `math::to_bf16` on 16 lanes.
-        unsafe {
-            let bits = _mm512_maskz_loadu_epi32(mask, p.cast());
-            let up = _mm512_add_epi32(
-                _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1)),
-                _mm512_set1_epi32(0x7FFF),
-            );
-            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
-            let small = _mm512_cmplt_epu32_mask(
-                _mm512_and_si512(rounded, _mm512_set1_epi32(0x7FFF)),
-                _mm512_set1_epi32(0x0080),
-            );
-            let rounded = _mm512_mask_and_epi32(rounded, small, rounded, _mm512_set1_epi32(0x8000));
-            let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF_FFFF));
-            let nan = _mm512_cmpgt_epu32_mask(magnitude, _mm512_set1_epi32(0x7F80_0000));
-            _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(0x0040))
+            let (low, high) = (_mm512_maskz_loadu_ps(low_mask, low), _mm512_maskz_loadu_ps(high_mask, high));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
     }
 }
@@ -137,7 +113,7 @@ macro_rules! first {
 ///
 /// # Safety
 /// The CPU has AVX-512; `x` is valid for `rows` rows of `ks`, `out` for [`packed_len`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn pack_rows<S: Source>(x: *const S, row_stride: usize, rows: usize, ks: usize, mut out: *mut u32) {
     // Of four elements (0 1 2 3): (2 0 3 1), the earlier one in the upper half.
     let couple = _mm512_set4_epi32(0x0B0A_0F0E, 0x0908_0D0C, 0x0302_0706, 0x0100_0504);
@@ -149,7 +125,8 @@ unsafe fn pack_rows<S: Source>(x: *const S, row_stride: usize, rows: usize, ks: 
                 let row = |r: usize| {
                     let mask = if strip + r < rows { mask } else { 0 };
                     let at = x.wrapping_add((strip + r) * row_stride + k);
-                    _mm512_shuffle_epi8(S::load_32(at, mask), couple)
+                    let both = S::load(at, mask as u16, at.wrapping_add(16), (mask >> 16) as u16);
+                    _mm512_shuffle_epi8(both, couple)
                 };
                 // Per 128 bits: (even, odd) of two quadruples of one row; made (even of 4 rows), (odd of 4 rows) of each.
                 let (r0, r1, r2, r3) = (row(0), row(1), row(2), row(3));
@@ -169,21 +146,26 @@ unsafe fn pack_rows<S: Source>(x: *const S, row_stride: usize, rows: usize, ks: 
 ///
 /// # Safety
 /// The CPU has AVX-512; `x` is valid for `ks` columns of `rows`, `out` for [`packed_len`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn pack_columns<S: Source>(x: *const S, col_stride: usize, rows: usize, ks: usize, out: *mut u32) {
     let strip_len = ks.div_ceil(CHUNK) * COUPLES;
+    // Element `i` of the lower half beside element `i` of the upper one.
+    let pairs: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: 32 numbers of 2 bytes.
+    let pairs = unsafe { _mm512_loadu_si512(pairs.as_ptr().cast()) };
     for r in (0..rows).step_by(4 * STRIP) {
         let mask = first!(rows - r, u16);
         let strips = (rows - r).div_ceil(STRIP).min(4);
         for quad in 0..ks.div_ceil(CHUNK) * (CHUNK / 4) {
             // SAFETY: rows and columns inside the operand, `out` has room for every strip and chunk.
             unsafe {
-                let column = |i: usize| {
-                    let k = 4 * quad + i;
-                    S::load_16(x.wrapping_add(k * col_stride + r), if k < ks { mask } else { 0 })
+                let couple = |first: usize| {
+                    let (k, later) = (4 * quad + first, 4 * quad + first + 2);
+                    let column = |k: usize| (x.wrapping_add(k * col_stride + r), if k < ks { mask } else { 0 });
+                    let ((high, high_mask), (low, low_mask)) = (column(k), column(later));
+                    _mm512_permutexvar_epi16(pairs, S::load(low, low_mask, high, high_mask))
                 };
-                let even = _mm512_or_si512(_mm512_slli_epi32::<16>(column(0)), column(2));
-                let odd = _mm512_or_si512(_mm512_slli_epi32::<16>(column(1)), column(3));
+                let (even, odd) = (couple(0), couple(1));
                 let (chunk, quad) = (quad / 8, quad % 8);
                 let at = out.add(r / STRIP * strip_len + chunk * COUPLES + quad % 2 * 32 + quad / 2 * STRIP);
                 let place = |strip: usize, even: __m128i, odd: __m128i| {
