@@ -34,6 +34,26 @@ pub(crate) fn make_flat<T: Zeroable + Send>(len: usize, f: impl Fn(usize, &mut [
     make_chunks(len, PIECE, |piece, x| f(piece * PIECE, x))
 }
 
+/// `n` blocks of `len` elements, each filled by `f(its number, block)`, which finds it zero.
+pub(crate) fn make_blocks<T: Zeroable + Send>(
+    n: usize,
+    len: usize,
+    parallel: bool,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(n * len);
+    let blocks = &mut out.spare_capacity_mut()[..n * len];
+    let each = |(i, x): (usize, &mut [MaybeUninit<T>])| f(i, cleared(x));
+    match len {
+        0 => {}
+        _ if parallel && n > 1 => blocks.par_chunks_exact_mut(len).enumerate().for_each(each),
+        _ => blocks.chunks_exact_mut(len).enumerate().for_each(each),
+    }
+    // SAFETY: every block has been cleared; there is nothing in blocks of no elements.
+    unsafe { out.set_len(n * len) };
+    out
+}
+
 fn make_chunks<T: Zeroable + Send>(len: usize, d: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     let mut out = Vec::with_capacity(len);
     each(&mut out.spare_capacity_mut()[..len], d, |first, x| f(first, cleared(x)));

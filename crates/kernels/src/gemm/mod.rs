@@ -19,7 +19,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use lanes::{Lanes, Packable, Plain};
-use pack::{AnyPacked, Left, PAIR, PANEL, Packed};
+use pack::{AnyPacked, Left, LeftData, PAIR, PANEL, Packed};
 
 use crate::{
     isa::{Isa, Level, prefetch, prefetch_helps},
@@ -36,8 +36,10 @@ const BLOCK_K: usize = 256;
 const THIN: usize = 8;
 /// Bytes of a panel that are asked for ahead, where that helps.
 const AHEAD: usize = 1024;
-/// Packed elements of a block of rows that stay in a cache while all columns pass: 64 rows of 8,192.
-const WHOLE: usize = 64 * 8192;
+/// Elements of a left operand that are packed at a time: 16 MiB of bf16.
+const PACKED: usize = 8 << 20;
+/// Elements of a right operand that stay in a core's cache while blocks of rows pass: half of 1 MiB in bf16.
+const RESIDENT: usize = 256 << 10;
 /// Products below this many multiplications run on the calling thread.
 const SERIAL: usize = 64 * 1024;
 
@@ -93,6 +95,18 @@ pub(crate) struct Problem<'a> {
     pub stride: usize,
 }
 
+impl<'a> Problem<'a> {
+    /// Some of its rows.
+    fn rows(&self, first: usize, m: usize) -> Self {
+        let at = first * self.left.row_stride;
+        let data = match self.left.data {
+            LeftData::F32(x) => LeftData::F32(&x[at..]),
+            LeftData::Bf16(x) => LeftData::Bf16(&x[at..]),
+        };
+        Problem { m, left: Left { data, ..self.left }, out: self.out.offset(first * self.stride), ..*self }
+    }
+}
+
 // SAFETY: the pointer is only written through disjoint tasks, see `Problem`.
 unsafe impl Sync for Problem<'_> {}
 // SAFETY: as above.
@@ -106,34 +120,60 @@ struct Task {
 
 /// Runs all problems, cut into tasks for the threads of the current pool. Bits do not depend on the cut.
 pub(crate) fn run(isa: Isa, problems: &[Problem<'_>]) {
+    // As many rows at a time as leave their packed copy in the last cache.
+    let mut batch: Vec<Problem<'_>> = Vec::new();
+    let mut held = 0;
+    for p in problems {
+        let k = k_of(p.right).max(1);
+        let step = (PACKED / k).max(1).next_multiple_of(BLOCK_M);
+        for first in (0..p.m).step_by(step) {
+            let part = p.rows(first, (p.m - first).min(step));
+            held += part.m * k;
+            batch.push(part);
+            if held >= PACKED {
+                run_batch(isa, &batch);
+                batch.clear();
+                held = 0;
+            }
+        }
+    }
+    if !batch.is_empty() {
+        run_batch(isa, &batch);
+    }
+}
+
+fn run_batch(isa: Isa, problems: &[Problem<'_>]) {
     let work = |p: &Problem<'_>| p.m * n_of(p.right) * k_of(p.right).max(1);
     let total: usize = problems.iter().map(work).sum();
     let threads = rayon::current_num_threads();
     let parallel = threads > 1 && total > SERIAL;
     let mut tasks = Vec::new();
+    let mut shared = vec![false; problems.len()];
     for (problem, p) in problems.iter().enumerate() {
-        let n = n_of(p.right);
-        if p.m == 0 || n == 0 {
-            continue;
-        }
-        // Enough tasks for the threads to even out, each with as many columns as that allows.
+        let (n, k) = (n_of(p.right), k_of(p.right));
+        // Enough tasks for the threads to even out, and columns whose weights stay in a core's cache while the rows pass.
         let row_blocks = p.m.div_ceil(BLOCK_M);
         let share = (4 * threads * work(p)).div_ceil(total.max(1));
         let cuts = if parallel { share.div_ceil(row_blocks).max(1) } else { 1 };
-        let width = n.div_ceil(cuts).next_multiple_of(2 * PANEL).max(4 * PANEL);
+        let mut width = n.div_ceil(cuts).next_multiple_of(2 * PANEL).max(4 * PANEL);
+        if row_blocks > 1 {
+            width = width.min((RESIDENT / k.max(1)).next_multiple_of(2 * PANEL));
+        }
+        shared[problem] = p.m <= THIN || width < n;
         for c in (0..n).step_by(width) {
             for r in (0..p.m).step_by(BLOCK_M) {
                 tasks.push(Task { problem, rows: (r, (r + BLOCK_M).min(p.m)), columns: (c, (c + width).min(n)) });
             }
         }
     }
-    let thin: Vec<_> = problems
+    let packed: Vec<Option<Strips>> = problems
         .iter()
-        .map(|p| (1..=THIN).contains(&p.m).then(|| pack::with_packed!(p.right, b => pack_thin(isa, p, b))))
+        .zip(shared)
+        .map(|(p, shared)| shared.then(|| pack::with_packed!(p.right, b => Strips::of(isa, p, b, parallel))))
         .collect();
     let each = |t: &Task| {
         let p = &problems[t.problem];
-        pack::with_packed!(p.right, b => block(isa, p, b, t, thin[t.problem].as_deref()));
+        pack::with_packed!(p.right, b => block(isa, p, b, t, packed[t.problem].as_ref()));
     };
     if parallel { tasks.par_iter().for_each(each) } else { tasks.iter().for_each(each) }
 }
@@ -150,34 +190,54 @@ thread_local! {
     static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>)> = const { std::cell::RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// The few rows of a thin left operand, packed once for all tasks of its problem.
-fn pack_thin<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>) -> Vec<f32> {
-    let mut strips = vec![0.0; left_len::<E>(isa, p.m, b.k)];
-    pack_left::<E>(isa, &p.left, 0, p.m, 0, b.k, &mut strips);
-    strips
+/// Elements of K that blocks of so many rows take at a time.
+fn depth_of(rows: usize, k: usize) -> usize {
+    if rows <= THIN { k.max(1) } else { BLOCK_K }
 }
 
-fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, thin: Option<&[f32]>) {
+/// A left operand packed once for all columns: for each block of rows the pieces of K, one after the other.
+struct Strips {
+    data: Vec<f32>,
+    /// Elements of a block of rows.
+    block: usize,
+}
+
+impl Strips {
+    fn of<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, parallel: bool) -> Self {
+        let rows = p.m.min(BLOCK_M);
+        let block = left_len::<E>(isa, rows, depth_of(rows, b.k)) * b.k.div_ceil(depth_of(rows, b.k));
+        let fill = |i: usize, strips: &mut [f32]| {
+            let (r0, rows) = (i * BLOCK_M, (p.m - i * BLOCK_M).min(BLOCK_M));
+            pack_pieces::<E>(isa, &p.left, r0, rows, b.k, strips);
+        };
+        Self { data: crate::rows::make_blocks(p.m.div_ceil(BLOCK_M), block, parallel, fill), block }
+    }
+}
+
+/// Packs all pieces of K of some rows, see [`Strips`].
+fn pack_pieces<E: Packable>(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, k: usize, strips: &mut [f32]) {
+    let depth = depth_of(rows, k);
+    let piece = left_len::<E>(isa, rows, depth);
+    for k0 in (0..k).step_by(depth) {
+        pack_left::<E>(isa, left, r0, rows, k0, (k - k0).min(depth), &mut strips[k0 / depth * piece..]);
+    }
+}
+
+fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, packed: Option<&Strips>) {
     let (r0, r1) = task.rows;
     let rows = r1 - r0;
-    let depth = if rows <= THIN { b.k.max(1) } else { BLOCK_K };
+    let depth = depth_of(rows, b.k);
     let piece = left_len::<E>(isa, rows, depth);
-    // All of K is packed once for all columns, unless that would leave the caches.
-    let whole = piece * b.k.div_ceil(depth) <= WHOLE || rows <= THIN;
     SCRATCH.with_borrow_mut(|(scratch, c)| {
-        if thin.is_none() {
-            let pieces = if whole { b.k.div_ceil(depth) } else { 1 };
-            scratch.resize(scratch.len().max(piece * pieces), 0.0);
-        }
         c.resize(BLOCK_M * BLOCK_N, 0.0);
-        let pack = |k0: usize, strips: &mut [f32]| {
-            pack_left::<E>(isa, &p.left, r0, rows, k0, (b.k - k0).min(depth), strips);
-        };
-        if whole && thin.is_none() {
-            for k0 in (0..b.k).step_by(depth) {
-                pack(k0, &mut scratch[k0 / depth * piece..]);
+        let strips = match packed {
+            Some(all) => &all.data[r0 / BLOCK_M * all.block..],
+            None => {
+                scratch.resize(scratch.len().max(piece * b.k.div_ceil(depth)), 0.0);
+                pack_pieces::<E>(isa, &p.left, r0, rows, b.k, scratch);
+                &scratch[..]
             }
-        }
+        };
         for c0 in (task.columns.0..task.columns.1).step_by(BLOCK_N) {
             let columns = (task.columns.1 - c0).min(BLOCK_N);
             let width = columns.next_multiple_of(PANEL);
@@ -199,14 +259,7 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, thi
             }
             let mut keep = matches!(p.out, Out::AddF32(_));
             for k0 in (0..b.k).step_by(depth) {
-                let strips = match thin {
-                    Some(strips) => strips,
-                    None if whole => &scratch[k0 / depth * piece..],
-                    None => {
-                        pack(k0, scratch);
-                        &scratch[..]
-                    }
-                };
+                let strips = &strips[k0 / depth * piece..];
                 let from = ((c0 / PANEL) * b.pairs() + k0 / 2) * PAIR;
                 let right = Right { data: &b.data[from..], panel_stride: b.pairs() * PAIR };
                 let pairs = (b.k - k0).min(depth).div_ceil(2);
