@@ -15,7 +15,7 @@ use jevons_model::{
 use jevons_train::{
     data::Row as TrainRow,
     memory::{StepShape, estimate},
-    optimizer::{Optimizer, OptimizerSettings},
+    optimizer::Optimizer,
     state,
     trainer::{StepSettings, Trainer},
 };
@@ -262,21 +262,7 @@ fn trainer(model: Model, sequences: usize) -> Trainer {
         (!spec.is_always_f32()).then(|| state::values(&model, ParamId(i)))
     });
     let optimizer = Optimizer::new(masters.collect(), Dtype::F32);
-    let settings = StepSettings {
-        optimizer: OptimizerSettings {
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-            moments: Dtype::F32,
-        },
-        micro_batch_rows: sequences,
-        keep: Keep::All,
-        mtp_loss_weight: 0.0,
-        balance_alpha: 1e-4,
-        bias_update_speed: 1e-3,
-        collapsed_expert_steps: 0,
-    };
+    let settings = StepSettings::new(sequences);
     Trainer::new(model, optimizer, settings)
 }
 

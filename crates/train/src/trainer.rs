@@ -31,6 +31,21 @@ pub struct StepSettings {
     pub collapsed_expert_steps: u64,
 }
 
+impl StepSettings {
+    /// Of so many rows a micro-batch; everything kept, no multi-token prediction, and DeepSeek-V3's balancing.
+    pub fn new(micro_batch_rows: usize) -> Self {
+        Self {
+            optimizer: OptimizerSettings::default(),
+            micro_batch_rows,
+            keep: Keep::All,
+            mtp_loss_weight: 0.0,
+            balance_alpha: 1e-4,
+            bias_update_speed: 1e-3,
+            collapsed_expert_steps: 0,
+        }
+    }
+}
+
 /// What a step gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
