@@ -447,6 +447,12 @@ impl Ops {
         adamw::step(self.isa, s, p, g, m, v);
     }
 
+    /// The same of a matrix, whose compute weights follow.
+    #[allow(clippy::too_many_arguments)]
+    pub fn adamw_matrix(&self, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments, w: &mut Matrix) {
+        adamw::step_matrix(self.isa, s, p, g, m, v, w);
+    }
+
     /// `Σ x²` in f64.
     pub fn sum_of_squares(&self, x: &[f32]) -> f64 {
         adamw::sum_of_squares(self.isa, x)

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::{
-    AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Ops, Sequence, Tensor,
+    AdamW, AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Moments, Ops, Sequence, Tensor,
     math::{exp, round_bf16, sum16},
     reference_dot,
 };
@@ -200,6 +200,30 @@ proptest! {
                 ops.matmul_weight_grad(&dye, &xe, &mut dwe);
                 prop_assert_eq!(bits(&dw[e]), bits(&dwe));
             }
+        }
+    }
+
+    #[test]
+    fn a_matrix_stepped_panel_by_panel_is_the_step_packed_after(
+        dtype in dtype(), moments in dtype(), n in 1usize..50, k in 1usize..70, seed in 0u64..1000,
+    ) {
+        let s = AdamW {
+            lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.1, correction2: 0.05, grad_scale: 0.7,
+        };
+        let (start, g) = (values(seed, n * k), values(seed + 1, n * k));
+        for ops in every_ops() {
+            let (mut p, mut q) = (start.clone(), start.clone());
+            let [mut m, mut v, mut m2, mut v2] = std::array::from_fn(|_| Moments::zeros(moments, n * k));
+            let mut w = Matrix::from_f32(dtype, &start, n, k);
+            for _ in 0..2 {
+                ops.adamw_matrix(s, &mut p, &g, &mut m, &mut v, &mut w);
+                ops.adamw(s, &mut q, &g, &mut m2, &mut v2);
+            }
+            prop_assert!(p != start && bits(&p) == bits(&q) && m == m2 && v == v2);
+            prop_assert_eq!(bits(&w.to_vec_f32()), bits(&Matrix::from_f32(dtype, &q, n, k).to_vec_f32()));
+            // What is beyond the last row and column is still zero: products read it.
+            let x = Tensor::from_f32(vec![1.0; k], k).to_dtype(dtype);
+            prop_assert_eq!(ops.matmul(&x, &w, None, Dtype::F32), ops.matmul(&x, &Matrix::from_f32(dtype, &q, n, k), None, Dtype::F32));
         }
     }
 

@@ -10,7 +10,9 @@ use std::{
     path::Path,
 };
 
-use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
+use jevons_kernels::{
+    AdamW, Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Moments, Ops, Scoring, Tensor,
+};
 use jevons_layers::{
     self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
     Linear, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
@@ -342,6 +344,17 @@ impl Model {
     /// Replaces one parameter by f32 values, rounded and packed as at load.
     pub fn set(&mut self, id: ParamId, values: &[f32]) {
         self.weights.set(id, param(&self.config, self.precision, self.mla, &self.specs[id.0], values));
+    }
+
+    /// One AdamW step of a parameter's f32 values `p`, given their gradient and moments; its compute weights follow.
+    pub fn adamw(&mut self, id: ParamId, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments) {
+        match self.weights.matrix_mut(id) {
+            Some(w) => self.ops.adamw_matrix(s, p, g, m, v, w),
+            None => {
+                self.ops.adamw(s, p, g, m, v);
+                self.set(id, p);
+            }
+        }
     }
 
     /// The id of layer `i`'s selection bias, if it has one; the layer of multi-token prediction comes after the last.

@@ -108,8 +108,7 @@ impl Optimizer {
             let (Some(slot), Some(g)) = (slot, grads.get(ParamId(i))) else { continue };
             let matrix = model.specs()[i].shape.len() >= 2;
             let step = AdamW { weight_decay: if matrix { s.weight_decay as f32 } else { 0.0 }, ..step };
-            model.ops().adamw(step, &mut slot.master, g, &mut slot.m, &mut slot.v);
-            model.set(ParamId(i), &slot.master);
+            model.adamw(ParamId(i), step, &mut slot.master, g, &mut slot.m, &mut slot.v);
         }
     }
 

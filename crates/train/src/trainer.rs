@@ -137,6 +137,11 @@ impl Trainer {
     /// [`StepError`] names the layer or parameter; masters and moments are then as before the step, unless an expert has
     /// collapsed.
     pub fn step(&mut self, rows: &[Row], lr: f64) -> Result<StepReport, StepError> {
+        // On a worker of the pool: sharing many small parameters from outside would cost more than their work.
+        rayon::scope(|_| self.step_here(rows, lr))
+    }
+
+    fn step_here(&mut self, rows: &[Row], lr: f64) -> Result<StepReport, StepError> {
         let step = self.optimizer.steps;
         let targets = rows.iter().flat_map(|r| &r.targets).filter(|t| **t != IGNORE).count();
         if targets == 0 {

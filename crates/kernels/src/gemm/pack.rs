@@ -130,18 +130,20 @@ impl<E: Packable> Packed<E> {
     /// From `[N, K]` row-major.
     pub fn from_rows<S: Element>(src: &[S], n: usize, k: usize) -> Self {
         assert_eq!(src.len(), n * k);
-        Self::build(n, k, |n0, columns, panel| {
-            for column in 0..columns {
-                let row = &src[(n0 + column) * k..][..k];
-                let (even, odd) = (E::slot(column, 0), E::slot(column, 1));
-                for (x, pair) in row.chunks(2).zip(panel.chunks_exact_mut(PAIR)) {
-                    pair[even] = E::narrow(x[0].widen());
-                    if let Some(x) = x.get(1) {
-                        pair[odd] = E::narrow(x.widen());
-                    }
+        Self::build(n, k, |n0, columns, panel| Self::fill_panel(&src[n0 * k..][..columns * k], k, panel))
+    }
+
+    /// Packs up to 16 rows of `k` into a panel.
+    pub fn fill_panel<S: Element>(rows: &[S], k: usize, panel: &mut [E]) {
+        for (column, row) in rows.chunks_exact(k).enumerate() {
+            let (even, odd) = (E::slot(column, 0), E::slot(column, 1));
+            for (x, pair) in row.chunks(2).zip(panel.chunks_exact_mut(PAIR)) {
+                pair[even] = E::narrow(x[0].widen());
+                if let Some(x) = x.get(1) {
+                    pair[odd] = E::narrow(x.widen());
                 }
             }
-        })
+        }
     }
 
     /// From the rows `[K, N]` of a row-major matrix of row length `stride`, columns `n0..n0 + n`: the transposed operand.
