@@ -80,7 +80,8 @@ impl Account {
         });
         let path = ledger_path().filter(|_| !args.no_ledger);
         let ledger = path.map(Ledger::open).transpose();
-        let mut account = Self { recorder: Recorder::start(Meter::discover(options), ledger, command), flop_per_token: None };
+        let mut account =
+            Self { recorder: Recorder::start(Meter::discover(options), ledger, command), flop_per_token: None };
         account.warn();
         account
     }

@@ -2,14 +2,27 @@
 
 use jevons_infer::Generation;
 
-/// A count with three or four digits and a unit: `671.0 B`.
+/// A count with three or four digits and a unit: `671.0 B`, `37.55 B`.
 pub fn count(n: u64) -> String {
-    scaled(n, "")
+    let steps = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")];
+    // 999,950 and more would print as 1000.0 of the unit below.
+    match steps.iter().find(|(step, _)| n as f64 >= step * 0.99995 && n >= 1000) {
+        Some((step, unit)) => {
+            let scaled = n as f64 / step;
+            let places = if scaled < 99.995 { 2 } else { 1 };
+            format!("{scaled:.places$} {unit}")
+        }
+        None => n.to_string(),
+    }
 }
 
 /// Bytes, in powers of ten: `4.8 MB`.
 pub fn bytes(n: u64) -> String {
-    scaled(n, "B")
+    let steps = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match steps.iter().find(|(step, _)| n as f64 >= step * 0.99995 && n >= 1000) {
+        Some((step, unit)) => format!("{:.1} {unit}", n as f64 / step),
+        None => format!("{n} B"),
+    }
 }
 
 /// Floating-point operations: `250.4 GFLOP`.
@@ -50,25 +63,17 @@ pub fn speeds(generation: &Generation) -> String {
     )
 }
 
-fn scaled(n: u64, unit: &str) -> String {
-    let (prefixes, billion) = if unit.is_empty() { (["K", "M", "B", "T"], "") } else { (["k", "M", "G", "T"], unit) };
-    let steps = [1e3, 1e6, 1e9, 1e12];
-    // 999,950 and more would print as 1000.0 of the unit below.
-    match (0..4).rev().find(|i| n as f64 >= steps[*i] * 0.99995 && n >= 1000) {
-        Some(i) => format!("{:.1} {}{billion}", n as f64 / steps[i], prefixes[i]),
-        None if unit.is_empty() => n.to_string(),
-        None => format!("{n} {unit}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn counts_and_bytes_change_unit_where_they_need_five_digits() {
-        assert_eq!([0, 999, 1000, 1049, 1050].map(count), ["0", "999", "1.0 K", "1.0 K", "1.1 K"]);
-        assert_eq!([999_949, 999_950, 671_026_404_352].map(count), ["999.9 K", "1.0 M", "671.0 B"]);
+        assert_eq!([0, 999, 1000, 1049, 1050].map(count), ["0", "999", "1.00 K", "1.05 K", "1.05 K"]);
+        assert_eq!(
+            [999_949, 999_950, 37_552_343_552, 671_026_404_352].map(count),
+            ["999.9 K", "1.00 M", "37.55 B", "671.0 B"]
+        );
         assert_eq!([5, 4_800_000, 1_300_000_000_000].map(bytes), ["5 B", "4.8 MB", "1.3 TB"]);
     }
 

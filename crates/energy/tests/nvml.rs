@@ -27,7 +27,8 @@ fn boards_of_a_loaded_library_are_read_and_one_that_goes_silent_is_unknown() {
         return;
     }
     let counter = std::env::var_os("JEVONS_TEST_NVML").unwrap();
-    let options = || Options { root: dir.path().into(), nvml_library: Some(library.clone().into()), ..Options::default() };
+    let options =
+        || Options { root: dir.path().into(), nvml_library: Some(library.clone().into()), ..Options::default() };
     let mut meter = Meter::discover(options());
     let start = meter.snapshot();
     std::fs::write(&counter, "201000").unwrap();

@@ -9,7 +9,7 @@ use std::{cell::RefCell, fs, path::Path};
 use jevons_model::{
     Adapter, Config, MlaForm, account::WeightFormat, adapter::Direction, checkpoint::Checkpoint, inspect,
 };
-use jevons_text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use jevons_text::{ChatTemplate, Message, RenderOptions, Style, Tokenizer, Vocabulary, llama2c_tokenizer};
 use tempfile::TempDir;
 
 /// A target: its name, which is that of its corpus folder, and what it does.
@@ -134,4 +134,28 @@ pub fn adapter(data: &[u8]) {
             let _ = adapter.apply(&spec, &mut [0.0; 4], Direction::Merge);
         }
     });
+}
+
+/// A `.tiktoken` vocabulary, in every style that is published as one.
+pub fn tiktoken(data: &[u8]) {
+    for style in [Style::DeepSeekV3, Style::DeepSeekR1, Style::Qwen2, Style::KimiK2] {
+        if let Ok(vocabulary) = Vocabulary::from_tiktoken(data, style, "<memory>") {
+            tokenizer(&vocabulary.to_tokenizer_json());
+        }
+    }
+}
+
+/// The vocabulary of a GGUF file.
+pub fn gguf(data: &[u8]) {
+    if let Ok(vocabulary) = Vocabulary::from_gguf(data, "<memory>") {
+        tokenizer(&vocabulary.to_tokenizer_json());
+    }
+}
+
+/// The tokenizer of llama2.c.
+pub fn llama2c(data: &[u8]) {
+    if let Ok((json, config)) = llama2c_tokenizer(data, "<memory>") {
+        tokenizer(json.as_bytes());
+        serde_json::from_str::<serde_json::Value>(&config).expect("we wrote it");
+    }
 }

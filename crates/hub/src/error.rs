@@ -21,12 +21,14 @@ pub enum HubError {
     Token,
     #[error("HF_TOKEN would travel unencrypted to {host}; use an https:// endpoint, or unset HF_TOKEN")]
     TokenInClear { host: String },
+    #[error("{path}: there is no certificate in PEM in it; set SSL_CERT_FILE to a file with one, or unset it")]
+    Certificates { path: PathBuf },
     #[error("HF_HUB_OFFLINE is set, so nothing is fetched; unset it to go online")]
     Offline,
     #[error("no folder for models: set HF_HUB_CACHE, HF_HOME or HOME")]
     NoCache,
     /// The host cannot be reached.
-    #[error("{host}: cannot connect; is the network there, and HF_ENDPOINT or the proxy right?")]
+    #[error("{host}: cannot connect; is the network there, and HF_ENDPOINT, the proxy, or SSL_CERT_FILE right?")]
     Connect { host: String, source: ureq::Error },
     /// The conversation broke off.
     #[error("{host}: the connection failed")]

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     io::{self, Read},
     ops::Range,
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,9 +20,10 @@ use std::{
 use ureq::{
     Agent, Body, Proxy,
     http::{HeaderMap, Response, StatusCode, Uri},
+    tls::{PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
-use crate::{Event, HubError, Options, Token, Watch};
+use crate::{Event, HubError, Options, Token, Watch, error::At};
 
 /// A published hub needs one or two.
 const MAX_REDIRECTS: usize = 5;
@@ -88,7 +90,12 @@ impl<'a> Client<'a> {
             return Err(HubError::TokenInClear { host: origin.shown() });
         }
         let proxy = if options.proxy_from_env { Proxy::try_from_env() } else { None };
+        let mut tls = TlsConfig::builder();
+        if let Some(path) = &options.certificates {
+            tls = tls.root_certs(certificates(path)?);
+        }
         let config = Agent::config_builder()
+            .tls_config(tls.build())
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -267,6 +274,21 @@ impl<'a> Client<'a> {
             }
             source => HubError::Connect { host, source }.into(),
         }
+    }
+}
+
+/// The authorities in a PEM file.
+fn certificates(path: &Path) -> Result<RootCerts, HubError> {
+    let pem = std::fs::read(path).at(path, "read the certificates (SSL_CERT_FILE)")?;
+    let certificate = |item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    };
+    let found: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
+    if found.is_empty() {
+        Err(HubError::Certificates { path: path.into() })
+    } else {
+        Ok(RootCerts::new_with_certs(&found))
     }
 }
 
@@ -510,6 +532,17 @@ mod tests {
             let error = client(bad).unwrap_err();
             assert!(error.contains("cannot be a hub's address") && !error.contains("pass"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_refused_instead_of_trusting_everybody_or_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "nonsense", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n"] {
+            let path = dir.path().join("ca.pem");
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(certificates(&path), Err(HubError::Certificates { .. })), "{text}");
+        }
+        assert!(matches!(certificates(&dir.path().join("none")), Err(HubError::Io { .. })));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the caller decides, and what it is told.
 
-use std::{env, fmt, sync::atomic::AtomicBool, time::Duration};
+use std::{env, fmt, path::PathBuf, sync::atomic::AtomicBool, time::Duration};
 
 use crate::HubError;
 
@@ -18,6 +18,8 @@ pub struct Options {
     pub offline: bool,
     /// Whether the usual proxy variables count.
     pub proxy_from_env: bool,
+    /// Certificates to trust instead of the usual authorities, in PEM: for a network with an authority of its own.
+    pub certificates: Option<PathBuf>,
     /// Connections at a time, at least 1.
     pub jobs: usize,
     /// Bytes that are hashed, kept, and if need be fetched again as one.
@@ -41,6 +43,7 @@ impl Default for Options {
             token: None,
             offline: false,
             proxy_from_env: true,
+            certificates: None,
             jobs: 8,
             chunk_bytes: 4 << 20,
             chunks_per_request: 16,
@@ -53,7 +56,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// From the variables that the tools around the hub share: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+    /// From the variables that the tools around the hub share: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`,
+    /// `SSL_CERT_FILE`.
     ///
     /// # Errors
     /// [`HubError::Token`] if `HF_TOKEN` cannot be a token.
@@ -65,6 +69,7 @@ impl Options {
             endpoint: text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()),
             token: text("HF_TOKEN").map(Token::new).transpose()?,
             offline,
+            certificates: text("SSL_CERT_FILE").map(PathBuf::from),
             ..Self::default()
         })
     }

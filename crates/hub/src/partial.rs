@@ -195,9 +195,7 @@ impl Partial {
         self.data.sync_all().at(&paths.incomplete, "send the file to the disk")?;
         atomic::write(&paths.table, self.chunks().text().as_bytes()).at(&paths.table, "write the table")?;
         fs::rename(&paths.incomplete, &paths.blob).at(&paths.blob, "put the file in place")?;
-        if let Some(Ok(folder)) = paths.blob.parent().map(File::open) {
-            let _ = folder.sync_all(); // not every file system can
-        }
+        atomic::sync_folder(&paths.blob).at(&paths.blob, "send its name to the disk")?;
         fs::remove_file(&paths.journal).at(&paths.journal, "delete the journal")
     }
 

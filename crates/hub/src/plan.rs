@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use jevons_sys::machine::Disk;
+
 use crate::{
     Choice, Event, Hub, HubError, Listing, RemoteFile,
     chunks::Chunks,
@@ -152,7 +154,7 @@ impl Hub<'_> {
             bytes: files.iter().map(|f| f.file.bytes).sum(),
             fetch_bytes,
             space_bytes: if fetch_bytes == 0 { 0 } else { sum(&space) + MARGIN },
-            free_bytes: free_bytes(self.cache.root()),
+            free_bytes: Disk::of(self.cache.root()).available_bytes,
             folder: self.cache.snapshot(&listing.repo, &listing.commit),
             listing: listing.clone(),
             files,
@@ -237,12 +239,6 @@ fn is_doubtful(paths: &Paths, bytes: u64) -> bool {
         (Some((size, written)), Some((_, verified))) => size != bytes || written > verified,
         _ => true,
     }
-}
-
-/// Space on the disk that a folder, which need not exist yet, will be on.
-fn free_bytes(folder: &Path) -> Option<u64> {
-    let there = folder.ancestors().find(|f| f.is_dir()).unwrap_or(Path::new("."));
-    fs4::available_space(there).ok()
 }
 
 pub(crate) fn make_folder(folder: &Path) -> Result<(), HubError> {

@@ -176,6 +176,15 @@ impl Flop {
     }
 }
 
+/// What a forward pass must do at least.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Pass {
+    /// Of products.
+    pub flop: Flop,
+    /// Bytes read from memory if nothing is in a cache: each weight that is used once, and the keys and values of all tokens.
+    pub bytes: f64,
+}
+
 /// What a model costs; made by [`Config::account`].
 #[derive(Clone, Debug)]
 pub struct Account<'a> {
@@ -292,6 +301,50 @@ impl Account<'_> {
             weights: 2.0 * self.multiplied().in_matrices as f64,
             attention: self.attention_flop_per_key(width) * context as f64,
         })
+    }
+
+    /// A pass that appends `new` tokens to each of `sequences` that hold `before`, and gives the logits after the last of each. Of
+    /// routed experts, as many are read as even routing chooses on average. `None`: the model has no such form.
+    pub fn pass(
+        &self,
+        sequences: usize,
+        new: usize,
+        before: usize,
+        form: MlaForm,
+        format: WeightFormat,
+    ) -> Option<Pass> {
+        let per_token = self.decode_flop_per_token(1, form)?;
+        let (sequences, new, before) = (sequences as f64, new as f64, before as f64);
+        let head = 2.0 * self.head().map_or(0.0, |p| p.total.in_matrices as f64);
+        let flop = Flop {
+            weights: sequences * (new * (per_token.weights - head) + head),
+            attention: sequences * per_token.attention * (new * before + new * (new + 1.0) / 2.0),
+        };
+        let read = self.main_parts().map(|part| match (part.component, &self.config.moe) {
+            (Component::Embedding, _) if !self.config.tie_word_embeddings => 0.0,
+            (Component::RoutedExperts, Some(moe)) => {
+                let missed = 1.0 - moe.num_experts_per_tok as f64 / moe.n_routed_experts as f64;
+                part.total.bytes(format) as f64 * (1.0 - libm::pow(missed, sequences * new))
+            }
+            _ => part.total.bytes(format) as f64,
+        });
+        // The cache is in the format of the activations: f32, or bf16 whatever the weights.
+        let numbers = if format == WeightFormat::F32 { 2.0 } else { 1.0 };
+        let cache = self.cache_bytes_per_token(form)? as f64 * numbers * sequences * (before + new);
+        Some(Pass { flop, bytes: read.sum::<f64>() + cache })
+    }
+
+    /// Bytes that an optimizer step on all parameters moves at least: compute weights read forward and backward and written anew,
+    /// f32 gradients written and read, f32 masters and two f32 moments read and written.
+    pub fn step_bytes(&self, format: WeightFormat) -> f64 {
+        let total = self.total();
+        3.0 * total.bytes(format) as f64 + 32.0 * total.parameters as f64
+    }
+
+    /// What logits are made by: the head, or a tied embedding.
+    fn head(&self) -> Option<&Part> {
+        let head = if self.config.tie_word_embeddings { Component::Embedding } else { Component::Head };
+        self.parts.iter().find(|p| p.component == head)
     }
 
     /// Of one query per head and layer with one key and value, which multiply `width` numbers.

@@ -195,12 +195,12 @@ fn instruction_set(found: &Findings<'_>, advice: &mut Vec<Remark>) {
             "this CPU has no AVX-512",
             "vectors are half as long: a CPU with AVX-512 multiplies about twice as fast per clock, one with AMX many times",
         )),
-        "avx512" if cpu.has("amx_bf16") == Some(true) => advice.push(Remark::note(
+        "avx512" | "avx512bf16" if cpu.has("amx_bf16") == Some(true) => advice.push(Remark::note(
             "amx_refused",
             "this CPU has AMX and the system does not let it be used",
             "Linux 5.16 or later does; a container or virtual machine may hide it",
         )),
-        "avx512" => advice.push(Remark::note(
+        "avx512" | "avx512bf16" => advice.push(Remark::note(
             "no_amx",
             "this CPU has no AMX",
             "CPUs with it (Intel since Sapphire Rapids) multiply bf16 several times as fast",
@@ -417,6 +417,7 @@ mod tests {
             product_one_thread: 1e11,
             product_all_threads: 2e11,
             threads: 2,
+            ..Rates::default()
         };
         let fits = fits(&machine, Some(&rates), 0);
         assert_eq!(fits[0].tokens_per_s_at_most, Some(20e9 / 3_087_428_608.0));
@@ -435,7 +436,7 @@ mod tests {
         machine.cpu.features.push(Feature { name: "amx_bf16", present: Some(true) });
         let said: Vec<&str> = advice(findings(&machine)).into_iter().map(|a| a.id).collect();
         match Isa::fastest().name() {
-            "avx512" => assert_eq!(said, ["amx_refused"]),
+            "avx512" | "avx512bf16" => assert_eq!(said, ["amx_refused"]),
             "amx" => assert_eq!(said, [""; 0]),
             _ => {}
         }

@@ -8,6 +8,7 @@ pub mod convert;
 pub mod doctor;
 pub mod inspect;
 mod model;
+mod random;
 
 pub use adapter::Adapter;
 pub use config::{Config, MlaForm};

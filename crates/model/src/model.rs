@@ -5,10 +5,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
+    ops::Range,
     path::Path,
 };
 
-use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
+use jevons_kernels::{
+    AdamW, Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Moments, Ops, Scoring, Tensor,
+};
 use jevons_layers::{
     self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
     Linear, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
@@ -68,6 +72,12 @@ pub enum ModelError {
     /// `JEVONS_ISA`
     #[error("{0}")]
     Isa(String),
+}
+
+impl From<Infallible> for ModelError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 /// Numbers of a matrix that are read at a time, unless 16 rows have more.
@@ -223,7 +233,7 @@ impl Model {
         let precision = options.precision.unwrap_or(stored);
         let changed: HashSet<&str> =
             options.adapter.iter().flat_map(|adapter| adapter.targets().map(|(name, ..)| name)).collect();
-        Self::build(config, precision, form, |config, spec| match options.adapter {
+        Self::build(config, precision, form, |config, _, spec| match options.adapter {
             Some(adapter) if changed.contains(spec.name.as_str()) => {
                 let mut values = file.read_f32(&spec.name, &spec.shape)?;
                 adapter.apply(spec, &mut values, Direction::Merge)?;
@@ -246,23 +256,24 @@ impl Model {
     where
         ModelError: From<E>,
     {
-        Self::build(config, precision, MlaForm::Expanded, |config, spec| {
+        Self::build(config, precision, MlaForm::Expanded, |config, _, spec| {
             Ok(param(config, precision, MlaForm::Expanded, spec, &read(spec)?))
         })
     }
 
-    fn build<E: Send>(
+    pub(crate) fn build<E: Send>(
         config: Config,
         precision: Precision,
         mla: MlaForm,
-        read: impl Fn(&Config, &TensorSpec) -> Result<Param, E> + Sync,
+        read: impl Fn(&Config, ParamId, &TensorSpec) -> Result<Param, E> + Sync,
     ) -> Result<Self, ModelError>
     where
         ModelError: From<E>,
     {
         let ops = Ops::new().map_err(ModelError::Isa)?;
         let specs = config.tensors();
-        let params: Vec<Result<Param, E>> = specs.par_iter().map(|spec| read(&config, spec)).collect();
+        let params: Vec<Result<Param, E>> =
+            specs.par_iter().enumerate().map(|(i, spec)| read(&config, ParamId(i), spec)).collect();
         let weights = Weights::new(precision.dtype(), params.into_iter().collect::<Result<_, E>>()?);
         let ids: HashMap<&str, ParamId> =
             specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
@@ -335,6 +346,17 @@ impl Model {
         self.weights.set(id, param(&self.config, self.precision, self.mla, &self.specs[id.0], values));
     }
 
+    /// One AdamW step of a parameter's f32 values `p`, given their gradient and moments; its compute weights follow.
+    pub fn adamw(&mut self, id: ParamId, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments) {
+        match self.weights.matrix_mut(id) {
+            Some(w) => self.ops.adamw_matrix(s, p, g, m, v, w),
+            None => {
+                self.ops.adamw(s, p, g, m, v);
+                self.set(id, p);
+            }
+        }
+    }
+
     /// The id of layer `i`'s selection bias, if it has one; the layer of multi-token prediction comes after the last.
     pub fn gate_bias(&self, layer: usize) -> Option<ParamId> {
         let block = self.blocks.get(layer).or(self.mtp.as_ref().map(|m| &m.block))?;
@@ -357,6 +379,10 @@ impl Model {
     /// # Panics
     /// If a sequence has no new token, or a token lies outside the vocabulary.
     pub fn extend(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
+        among_workers(|| self.extend_here(batch))
+    }
+
+    fn extend_here(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
         let h = self.hidden(batch);
         let mut row = 0;
         let last: Vec<u32> = batch
@@ -456,6 +482,15 @@ impl Model {
         batch: &MicroBatch<'_>,
         options: &PassOptions,
     ) -> Result<PassOutput, NonFinite> {
+        among_workers(|| self.forward_backward_here(grads, batch, options))
+    }
+
+    fn forward_backward_here(
+        &self,
+        grads: &mut Grads,
+        batch: &MicroBatch<'_>,
+        options: &PassOptions,
+    ) -> Result<PassOutput, NonFinite> {
         let (ops, w) = (&self.ops, &self.weights);
         assert_eq!(batch.tokens.len(), batch.targets.len());
         let rows = Batch::new(batch.lengths, &vec![0; batch.lengths.len()], &self.inv_freq, self.rope_factor);
@@ -541,7 +576,7 @@ fn check_finite(h: &Tensor, layer: usize) -> Result<(), NonFinite> {
 
 /// Compute form of a parameter. Gains and biases hold bf16 numbers where products are bf16, so that a run's model and its
 /// bf16 checkpoint are one; the selection bias stays f32.
-fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec, values: &[f32]) -> Param {
+pub(crate) fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec, values: &[f32]) -> Param {
     if let config::Attention::Mla { kv_lora_rank, .. } = &config.attention
         && is_absorbed(mla, spec)
     {
@@ -556,7 +591,7 @@ fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec,
     }
 }
 
-fn is_absorbed(mla: MlaForm, spec: &TensorSpec) -> bool {
+pub(crate) fn is_absorbed(mla: MlaForm, spec: &TensorSpec) -> bool {
     mla == MlaForm::Absorbed && spec.name.ends_with(".kv_b_proj.weight")
 }
 
@@ -574,21 +609,35 @@ fn stored_param(
         [n, k] if !is_absorbed(mla, spec) => (n, k),
         _ => return Ok(param(config, precision, mla, spec, &stored.read_all()?)),
     };
+    let mut released = 0;
+    let matrix = matrix_in_pieces(precision, n, k, |rows, piece| {
+        stored.read(rows.clone(), piece)?;
+        if rows.end == n || (rows.end - released) * k >= RELEASE {
+            stored.release(released..rows.end);
+            released = rows.end;
+        }
+        Ok::<_, CheckpointError>(())
+    });
+    Ok(Param::Matrix(matrix?))
+}
+
+/// A packed matrix `[n, k]` whose rows `read` gives as f32, some at a time, row-major.
+pub(crate) fn matrix_in_pieces<E>(
+    precision: Precision,
+    n: usize,
+    k: usize,
+    mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<Matrix, E> {
     let mut matrix = Matrix::zeros(precision.dtype(), n, k);
     let rows = (PIECE / k.max(1)).next_multiple_of(16);
     let mut piece = vec![0.0; rows.min(n) * k];
-    let mut released = 0;
     for first in (0..n).step_by(rows) {
         let end = n.min(first + rows);
         let piece = &mut piece[..(end - first) * k];
-        stored.read(first..end, piece)?;
+        read(first..end, piece)?;
         matrix.set_rows(first, piece);
-        if end == n || (end - released) * k >= RELEASE {
-            stored.release(released..end);
-            released = end;
-        }
     }
-    Ok(Param::Matrix(matrix))
+    Ok(matrix)
 }
 
 /// # Panics
@@ -718,4 +767,9 @@ impl Names<'_> {
             shared: (moe.n_shared_experts > 0).then(|| self.swiglu(&format!("{name}.shared_experts"))),
         }
     }
+}
+
+/// Runs on a worker of the thread pool: what it then shares with the others costs a fraction of what sharing from outside does.
+fn among_workers<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
 }

@@ -182,3 +182,76 @@ fn the_doctors_models_are_those_of_the_published_configs() {
     of("DeepSeek-R1", &config("DeepSeek-R1.json"), WeightFormat::Fp8);
     assert!(PUBLISHED.is_sorted_by_key(|m| m.weight_bytes));
 }
+
+#[test]
+fn a_pass_over_one_token_is_a_decoding_step_and_of_many_only_the_last_token_has_logits() {
+    for name in ["DeepSeek-V3.json", "DeepSeek-R1-Distill-Qwen-1.5B.json"] {
+        let config = config(name);
+        let account = config.account();
+        let pass = |sequences, new, before| {
+            account.pass(sequences, new, before, MlaForm::Expanded, WeightFormat::Bf16).unwrap()
+        };
+        let one = pass(1, 1, 99);
+        assert_eq!(one.flop, account.decode_flop_per_token(100, MlaForm::Expanded).unwrap(), "{name}");
+        // One token chooses its experts and nothing else, so the bytes are those of what it is multiplied by and of its cache.
+        let cache = account.cache_bytes_per_token(MlaForm::Expanded).unwrap() * 100;
+        let read = (account.multiplied().bf16_bytes + cache) as f64;
+        assert!((one.bytes / read - 1.0).abs() < 1e-9, "{name}: {} {read}", one.bytes);
+        // Four tokens at once compute what they do one by one, but for three heads.
+        let steps: f64 = (0..4).map(|i| pass(1, 1, i).flop.total()).sum();
+        let head = 2.0 * part(&account, Component::Head) as f64;
+        assert!((pass(1, 4, 0).flop.total() / (steps - 3.0 * head) - 1.0).abs() < 1e-12, "{name}");
+        assert!((pass(8, 1, 9).flop.total() / (8.0 * pass(1, 1, 9).flop.total()) - 1.0).abs() < 1e-12, "{name}");
+        // However many tokens, no weight is read twice.
+        let all = account.total().bf16_bytes - part(&account, Component::Embedding) * 2;
+        let weights =
+            pass(1, 4096, 0).bytes - account.cache_bytes_per_token(MlaForm::Expanded).unwrap() as f64 * 4096.0;
+        assert!(weights <= all as f64 * (1.0 + 1e-12) && weights > 0.999 * all as f64, "{name}");
+    }
+    let dense = config("DeepSeek-R1-Distill-Qwen-1.5B.json");
+    assert_eq!(dense.account().pass(1, 1, 0, MlaForm::Absorbed, WeightFormat::Bf16), None);
+}
+
+#[test]
+fn random_weights_are_the_same_for_the_same_seed_and_take_the_bytes_of_their_format() {
+    let text = include_str!("golden/configs/DeepSeek-R1-Distill-Qwen-1.5B.json");
+    let mut keys: Map<String, Value> = serde_json::from_str(text).unwrap();
+    for (key, value) in [("hidden_size", 64), ("intermediate_size", 96), ("num_hidden_layers", 2), ("vocab_size", 500)]
+    {
+        keys.insert(key.into(), json!(value));
+    }
+    keys.insert("num_attention_heads".into(), json!(4));
+    keys.retain(|key, _| !key.ends_with("_token_id"));
+    let config = Config::from_json(&Value::Object(keys).to_string()).unwrap();
+    let logits = |seed, precision| {
+        let model = Model::random(config.clone(), precision, None, seed).unwrap();
+        let format = if precision == Precision::F32 { WeightFormat::F32 } else { WeightFormat::Bf16 };
+        // Packed panels are whole, and gains stay f32: a little more than the account says.
+        let (held, counted) = (model.weights().bytes() as f64, config.account().total().bytes(format) as f64);
+        assert!(held >= counted && held < 1.1 * counted, "{held} {counted}");
+        let logits = model.logits(&[1, 2, 3]).to_vec_f32();
+        assert!(logits.iter().all(|x| x.is_finite()));
+        logits
+    };
+    let first = logits(1, Precision::Bf16);
+    assert_eq!(first, logits(1, Precision::Bf16));
+    assert_ne!(first, logits(2, Precision::Bf16));
+    assert_ne!(first, logits(1, Precision::F32));
+}
+
+#[test]
+fn random_weights_serve_both_forms_of_latent_attention() {
+    let config = Config::from_file(PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/golden/parity/v3-odd-groups/config.json"
+    )))
+    .unwrap();
+    let logits = |form| {
+        let model = Model::random(config.clone(), Precision::F32, Some(form), 5).unwrap();
+        model.logits(&[3, 1, 4, 1, 5]).to_vec_f32()
+    };
+    let (expanded, absorbed) = (logits(MlaForm::Expanded), logits(MlaForm::Absorbed));
+    let largest = expanded.iter().fold(0f32, |m, x| m.max(x.abs()));
+    // The forms are equal but for rounding: of f32 numbers below `largest`, summed a few hundred times.
+    assert!(expanded.iter().zip(&absorbed).all(|(a, b)| (a - b).abs() <= 1e-4 * largest), "{largest}");
+}

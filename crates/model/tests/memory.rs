@@ -13,7 +13,7 @@ use std::{
 };
 
 use jevons_model::{
-    Config, LoadOptions, Model,
+    Config, LoadOptions, Model, Precision,
     checkpoint::{Checkpoint, SaveDtype, save_model},
     convert::{Options, Target, convert},
 };
@@ -33,7 +33,7 @@ fn model() -> TempDir {
     let config = Config::from_map(keys.as_object().unwrap()).unwrap();
     let dir = tempdir().unwrap();
     let count = AtomicU64::new(0);
-    save_model(&dir.path().join("m"), &config, SaveDtype::Bf16, |spec| {
+    save_model(dir.path().join("m"), &config, SaveDtype::Bf16, |spec| {
         let seed = count.fetch_add(1, Ordering::Relaxed);
         (0..spec.elements() as u64)
             .map(|i| ((i * 7919 + seed * 31) % 1009) as f32 / 1009.0 - 0.4)
@@ -84,6 +84,26 @@ fn loading_takes_the_weights_and_at_most_a_tenth_more() {
         assert!(weights > 60e6 && peak >= 0.95 * weights, "{numbers:?}: this measures nothing");
         assert!(peak <= 1.1 * weights, "{name}: {peak} bytes for {weights} of weights");
     }
+}
+
+#[test]
+#[ignore = "run by the test below in a process of its own"]
+fn child_makes_random_weights() {
+    let Some(dir) = std::env::var_os("JEVONS_TEST_DIR") else { return };
+    let config = Config::from_file(Path::new(&dir).join("config.json")).unwrap();
+    let before = peak_rss_bytes().unwrap();
+    let model = Model::random(config, Precision::Bf16, None, 1).unwrap();
+    println!("\nBYTES {} {}", peak_rss_bytes().unwrap() - before, model.weights().bytes());
+}
+
+#[test]
+fn random_weights_take_their_size_and_at_most_a_tenth_more() {
+    let dir = model();
+    let numbers = child("child_makes_random_weights", &dir.path().join("m"));
+    let (peak, weights) = (numbers[0] as f64, numbers[1] as f64);
+    println!("{:.1} MB at most for {:.1} MB of weights, {:.3}", peak / 1e6, weights / 1e6, peak / weights);
+    assert!(weights > 60e6 && peak >= 0.95 * weights, "{numbers:?}: this measures nothing");
+    assert!(peak <= 1.1 * weights, "{peak} bytes for {weights} of weights");
 }
 
 #[test]

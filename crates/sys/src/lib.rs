@@ -9,4 +9,4 @@ mod map;
 mod memory;
 
 pub use map::MappedFile;
-pub use memory::{available_disk_bytes, available_memory_bytes, peak_rss_bytes, total_memory_bytes};
+pub use memory::{available_memory_bytes, keep_freed_memory, peak_rss_bytes, reset_peak_rss, total_memory_bytes};

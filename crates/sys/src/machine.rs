@@ -138,11 +138,11 @@ fn count_list(list: &str) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A root folder with these files.
-    pub(super) fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(crate) fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = dir.path().join(path);

@@ -1,4 +1,4 @@
-//! How much memory and disk there is, all in bytes. Linux only so far; elsewhere every answer is `None`.
+//! How much memory there is, all in bytes. Linux only so far; elsewhere every answer is `None`.
 //!
 //! Source: proc(5); the kernel's admin-guide/cgroup-v2 and cgroup-v1/memory.
 
@@ -20,9 +20,26 @@ pub fn peak_rss_bytes() -> Option<u64> {
     kib_line(&Path::new("/").join("proc/self/status"), "VmHWM:")
 }
 
-/// Bytes that can still be written to the disk that holds this folder; `None` where the system does not say.
-pub fn available_disk_bytes(folder: impl AsRef<Path>) -> Option<u64> {
-    fs4::available_space(folder).ok()
+/// From here on freed memory stays with the process, in one heap. A training step frees and takes the same gigabytes again and again; handing
+/// them back in between costs page faults and interrupts of the other threads, a twentieth of the step. A no-op without glibc.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for (option, value) in [
+        (libc::M_MMAP_THRESHOLD, i32::MAX),
+        (libc::M_TRIM_THRESHOLD, i32::MAX),
+        (libc::M_TOP_PAD, 64 << 20),
+        (libc::M_ARENA_MAX, 1),
+    ] {
+        // SAFETY: changes the allocator's settings under its own lock; a setting that it does not take stays as it was.
+        unsafe { libc::mallopt(option, value) };
+    }
+}
+
+/// From now on [`peak_rss_bytes`] tells the most since this call. `false` if the system cannot forget the earlier peak, which then
+/// still counts.
+pub fn reset_peak_rss() -> bool {
+    // proc(5): 5 resets the high-water mark.
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 pub(crate) fn available_in(root: &Path) -> Option<u64> {
@@ -95,17 +112,7 @@ fn stat(file: &Path, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A root folder with these files.
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        dir
-    }
+    use crate::machine::tests::root;
 
     const MEMINFO: (&str, &str) = ("proc/meminfo", "MemTotal:  1000 kB\nMemFree:  5 kB\nMemAvailable:   600 kB\n");
 
@@ -169,5 +176,10 @@ mod tests {
         let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = peak_rss_bytes().unwrap();
         assert!(after >= before.max(64 << 20) && after <= total, "{before} → {after}, {} held", block.len());
+        drop(block);
+        if reset_peak_rss() {
+            let since = peak_rss_bytes().unwrap();
+            assert!(since < after, "{since} after the peak of {after} was forgotten");
+        }
     }
 }

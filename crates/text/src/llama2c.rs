@@ -259,11 +259,7 @@ mod tests {
             (file(&["a", ""]), "token 260 is empty"),
             (file(&[&"a".repeat(1001)]), "token 259 has a length of 1001, expected 0 to 1000"),
         ] {
-            assert!(
-                error(&bytes).starts_with(&format!("file: not a tokenizer.json: {what}")),
-                "{what}: {}",
-                error(&bytes)
-            );
+            assert!(error(&bytes).starts_with(&format!("file: not a tokenizer: {what}")), "{what}: {}", error(&bytes));
         }
         let mut bad = whole.clone();
         bad[8..12].copy_from_slice(&(-1_i32).to_le_bytes());

@@ -1,12 +1,7 @@
-use std::{
-    env,
-    ffi::OsString,
-    io::Write,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{env, io::Write, path::Path, time::Duration};
 
 use anyhow::bail;
+use jevons_hub::Cache;
 use jevons_kernels::{
     Isa, Ops,
     measure::{self, Rates},
@@ -50,7 +45,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let machine = Machine::read();
     let disks = disks();
     let load = if args.quick { None } else { machine::measure_load(WATCHED) };
-    let rates = if args.quick { None } else { measure::rates(&ops, MEASURED) };
+    let rates = if args.quick { None } else { measure::rates(&ops, measure::BLOCK_BYTES, MEASURED) };
     let findings = Findings {
         machine: &machine,
         isa: ops.isa(),
@@ -98,6 +93,10 @@ impl Seen {
             "measured": self.rates.map(|r| json!({
                 "threads": r.threads,
                 "read_bytes_per_s": { "one_thread": r.read_one_thread, "all_threads": r.read_all_threads },
+                "read_best": { "one_thread": r.read_one_thread_way.to_string(), "all_threads": r.read_all_threads_way.to_string() },
+                "fma_flop_per_s": { "one_thread": r.fma_one_thread, "all_threads": r.fma_all_threads },
+                "bf16_flop_per_s": { "one_thread": r.bf16_one_thread, "all_threads": r.bf16_all_threads },
+                "bf16_instruction": r.bf16_instruction,
                 "bf16_product_flop_per_s": { "one_thread": r.product_one_thread, "all_threads": r.product_all_threads },
             })),
             "context": CONTEXT,
@@ -185,22 +184,12 @@ fn forced() -> Option<String> {
 
 /// Where downloaded models lie, and where the user is.
 fn disks() -> Vec<(&'static str, Disk)> {
-    let cache = model_cache(|name| env::var_os(name).filter(|v| !v.is_empty()), dirs::home_dir());
     let mut disks = vec![];
-    if let Some(cache) = cache {
-        disks.push(("downloaded models", Disk::of(&cache)));
+    if let Ok(cache) = Cache::from_env() {
+        disks.push(("downloaded models", Disk::of(cache.root())));
     }
     disks.push(("this folder", Disk::of(Path::new("."))));
     disks
-}
-
-/// The ecosystem's cache of models, by its own rules.
-fn model_cache(get: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
-    let of = |name: &str| get(name).map(PathBuf::from);
-    of("HF_HUB_CACHE")
-        .or_else(|| Some(of("HF_HOME")?.join("hub")))
-        .or_else(|| Some(of("XDG_CACHE_HOME")?.join("huggingface/hub")))
-        .or_else(|| Some(home?.join(".cache/huggingface/hub")))
 }
 
 fn cpu_rows(cpu: &Cpu) -> Vec<(String, String)> {
@@ -314,22 +303,4 @@ fn fit_cells(fit: &Fit) -> Vec<String> {
         known(fit.fits, |fits| if fits { "yes" } else { "no" }.into()),
         fit.tokens_per_s_at_most.map_or_else(|| "-".into(), |n| format!("{n:.1}")),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cache_of_models_is_where_the_environment_says() {
-        let cache = |set: &[(&str, &str)]| {
-            let get = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
-            model_cache(get, Some("/home/me".into())).unwrap()
-        };
-        assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
-        assert_eq!(cache(&[("HF_HOME", "/hf")]), Path::new("/hf/hub"));
-        assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
-        assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
-        assert_eq!(model_cache(|_| None, None), None);
-    }
 }

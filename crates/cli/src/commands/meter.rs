@@ -216,7 +216,8 @@ fn put(file: Option<&PathBuf>, text: &str, out: &mut impl Write) -> anyhow::Resu
 }
 
 /// What must be said of a machine where nothing is measured.
-const NOTHING_MEASURED: &str = "nothing on this machine can be read: every number is declared power × time and load, and no measurement";
+const NOTHING_MEASURED: &str =
+    "nothing on this machine can be read: every number is declared power × time and load, and no measurement";
 
 fn duration(seconds: f64, what: &str) -> anyhow::Result<Duration> {
     match Duration::try_from_secs_f64(seconds) {
@@ -252,7 +253,11 @@ fn live(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         let (window, whole) = (now.since(&last), now.since(&start));
         last = now;
         if args.json {
-            writeln!(out, "{}", json!({ "at_s": last.at_s(), "watts": window.watts(), "window": window, "total": whole.energy }))?;
+            writeln!(
+                out,
+                "{}",
+                json!({ "at_s": last.at_s(), "watts": window.watts(), "window": window, "total": whole.energy })
+            )?;
             out.flush()?;
         } else {
             view.show(&window, &whole, &sampler.with(|m| m.sources().to_vec()), out)?;
@@ -385,8 +390,12 @@ fn exit_code(status: process::ExitStatus) -> u8 {
 
 fn spent(window: &Window, floor: Option<&IdleFloor>, measures: bool) -> String {
     let at_least = if window.complete() { "" } else { "at least " };
-    let mut text =
-        format!("\nenergy    {at_least}{} in {:.2} s, {:.2} W\n", sentence(&window.energy), window.seconds, window.watts());
+    let mut text = format!(
+        "\nenergy    {at_least}{} in {:.2} s, {:.2} W\n",
+        sentence(&window.energy),
+        window.seconds,
+        window.watts()
+    );
     if let Some(floor) = floor {
         let idle = window.idle_at(floor.watts);
         let sketch = if floor.steady { "" } else { " (a sketch: shorter than 30 s, or not steady)" };
@@ -399,13 +408,31 @@ fn spent(window: &Window, floor: Option<&IdleFloor>, measures: bool) -> String {
         }
     }
     if let Some(others) = window.others_share() {
-        let _ = writeln!(text, "others    {:.0} % of the busy processor time was other programs'; joules are the machine's", 100.0 * others);
+        let _ = writeln!(
+            text,
+            "others    {:.0} % of the busy processor time was other programs'; joules are the machine's",
+            100.0 * others
+        );
     }
     for share in &window.shares {
-        let _ = writeln!(text, "  {}: {} [{}] {}", share.component, joules(share.energy.joules), share.energy.grade, share.how);
+        let _ = writeln!(
+            text,
+            "  {}: {} [{}] {}",
+            share.component,
+            joules(share.energy.joules),
+            share.energy.grade,
+            share.how
+        );
     }
     for share in &window.inside {
-        let _ = writeln!(text, "  of it {}: {} [{}] {}", share.component, joules(share.energy.joules), share.energy.grade, share.how);
+        let _ = writeln!(
+            text,
+            "  of it {}: {} [{}] {}",
+            share.component,
+            joules(share.energy.joules),
+            share.energy.grade,
+            share.how
+        );
     }
     for unknown in &window.unknown {
         let _ = writeln!(text, "  {}: unknown for {:.1} s", unknown.component, unknown.seconds);
@@ -424,8 +451,11 @@ impl RowArgs {
         }
         if let Some(model) = &self.model {
             let made = jevons_energy::ledger::models_of_runs(&rows);
-            let made: Vec<String> =
-                made.into_iter().filter(|(_, m)| m.starts_with(model.as_str())).map(|(run, _)| run.to_owned()).collect();
+            let made: Vec<String> = made
+                .into_iter()
+                .filter(|(_, m)| m.starts_with(model.as_str()))
+                .map(|(run, _)| run.to_owned())
+                .collect();
             rows.retain(|r| match &r.entry.model {
                 Some(m) => m.starts_with(model.as_str()),
                 None => made.contains(&r.entry.run),
@@ -458,23 +488,39 @@ fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()
     let total = &summary.total;
     let mut rows = vec![
         ("energy".to_owned(), sentence(&total.energy)),
-        ("tokens".into(), format!("{} computed, {} from caches", human::grouped(total.tokens), human::grouped(total.cached_tokens))),
+        (
+            "tokens".into(),
+            format!("{} computed, {} from caches", human::grouped(total.tokens), human::grouped(total.cached_tokens)),
+        ),
         ("standby, load".into(), format!("{} waiting, {} loading", joules(total.idle_j), joules(total.load_j))),
     ];
     if let (Some(marginal), Some(full)) = (total.marginal_j_per_token(), total.full_j_per_token()) {
         rows.push(("per token".into(), format!("{marginal:.3} J marginal, {full:.3} J with standby and loading")));
     }
     if total.unknown_phases > 0 {
-        rows.push(("unknown".into(), format!("{} phases had no reading; the energy is a lower bound", total.unknown_phases)));
+        rows.push((
+            "unknown".into(),
+            format!("{} phases had no reading; the energy is a lower bound", total.unknown_phases),
+        ));
     }
     if total.energy.grade >= jevons_energy::grade::Grade::D {
-        rows.push(("note".into(), "no sensor was read for most of this: it is a model's number, and no evidence of its own".into()));
+        rows.push((
+            "note".into(),
+            "no sensor was read for most of this: it is a model's number, and no evidence of its own".into(),
+        ));
     }
     report.section("Total", &rows)?;
     let line = |name: &str, g: &Group| {
         let per = g.marginal_j_per_token().map_or(String::new(), |j| format!("{j:.3}"));
         let grade = g.energy.grade.to_string();
-        vec![name.to_owned(), human::grouped(g.tokens), format!("{:.1}", g.seconds), joules(g.energy.joules), grade, per]
+        vec![
+            name.to_owned(),
+            human::grouped(g.tokens),
+            format!("{:.1}", g.seconds),
+            joules(g.energy.joules),
+            grade,
+            per,
+        ]
     };
     let header = ["", "tokens", "seconds", "energy", "grade", "J/token"];
     report.table("By phase", &header, &summary.phases.iter().map(|(n, g)| line(n, g)).collect::<Vec<_>>())?;

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod adapter;
+mod bench;
 mod chat;
 mod completions;
 mod convert;
@@ -33,6 +34,7 @@ pub enum Command {
     Score(score::Args),
     Info(info::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
     Train(train::Args),
     Meter(meter::Args),
     Tokenizer(tokenizer::Args),
@@ -61,6 +63,7 @@ impl Command {
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
             Self::Doctor(args) => doctor::run(args, out),
+            Self::Bench(args) => bench::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Meter(args) => meter::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),

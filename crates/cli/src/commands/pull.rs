@@ -17,7 +17,10 @@ use jevons_hub::{
     Watch,
 };
 use jevons_kernels::{Ops, measure};
-use jevons_model::Config;
+use jevons_model::{
+    Config,
+    account::{Size, WeightFormat},
+};
 use serde_json::{Value, json};
 
 use crate::{failure::Interrupted, human, input, interrupt, progress, source};
@@ -29,7 +32,8 @@ use crate::{failure::Interrupted, human, input, interrupt, progress, source};
 /// fetches what has changed and repairs what is damaged.
 ///
 /// HF_ENDPOINT names another hub, HF_TOKEN opens gated models (it is sent to that hub only), HF_HUB_CACHE or HF_HOME says
-/// where models are kept: in the same layout and place as other tools keep them.
+/// where models are kept: in the same layout and place as other tools keep them. SSL_CERT_FILE names the certificates of
+/// a network with an authority of its own.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// org/name, or org/name@revision
@@ -171,9 +175,9 @@ impl Outlook {
             None => outlook.remark = Some("it has no config.json, so jevons cannot run it".into()),
             Some(text) => match Config::from_json(&String::from_utf8_lossy(&text)) {
                 Ok(config) => {
-                    need = need_of(&config.without_mtp(), weight_bytes);
-                    let rates = Ops::new().ok().and_then(|ops| measure::rates(&ops, MEASURED));
-                    outlook.machine.bytes_per_s = rates.map(|r| r.read_all_threads);
+                    need = need_of(&config, weight_bytes);
+                    let rates = Ops::new().ok().and_then(|ops| measure::rates(&ops, measure::BLOCK_BYTES, MEASURED));
+                    outlook.machine.bytes_per_s = rates.map(|rates| rates.read_all_threads);
                 }
                 Err(error) => outlook.remark = Some(format!("jevons cannot run it yet: {error}")),
             },
@@ -183,13 +187,20 @@ impl Outlook {
     }
 }
 
+/// The files' bytes, shared out as the config says; of the formats that weights have, in the one that comes closest.
 fn need_of(config: &Config, weight_bytes: u64) -> Need {
-    let share = config.active_parameters() as f64 / config.total_parameters().max(1) as f64;
+    let account = config.account();
+    let stored = account.stored();
+    let formats = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Fp8];
+    let format = formats.into_iter().min_by_key(|f| stored.bytes(*f).abs_diff(weight_bytes)).expect("there are three");
+    let part =
+        |size: Size| (weight_bytes as f64 * size.bytes(format) as f64 / stored.bytes(format).max(1) as f64) as u64;
     let tokens = config.max_position_embeddings.min(CONVERSATION) as u64;
+    let cache = account.cache_bytes_per_token(config.default_mla_form()).unwrap_or(0);
     Need {
-        weight_bytes,
-        active_bytes: Some((weight_bytes as f64 * share) as u64),
-        cache_bytes: 2 * config.cache_numbers(config.default_mla_form()) * tokens,
+        weight_bytes: part(account.total()),
+        active_bytes: Some(part(account.multiplied())),
+        cache_bytes: cache.saturating_mul(tokens),
     }
 }
 

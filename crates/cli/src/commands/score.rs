@@ -5,7 +5,11 @@ use jevons_energy::ledger::Phase;
 use jevons_infer::Score;
 use serde_json::json;
 
-use crate::{account::{Account, LedgerArgs, sentence}, args::ComputeArgs, input, progress, source};
+use crate::{
+    account::{Account, LedgerArgs, sentence},
+    args::ComputeArgs,
+    input, progress, source,
+};
 
 /// Measure how well a model predicts given tokens or text
 #[derive(Debug, clap::Args)]

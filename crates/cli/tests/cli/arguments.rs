@@ -15,12 +15,17 @@ fn every_command_explains_itself() {
         "score",
         "info",
         "doctor",
+        "bench",
         "train",
         "meter",
         "tokenizer",
         "convert",
         "adapter",
         "completions",
+        "pull",
+        "list",
+        "show",
+        "rm",
         "man",
     ] {
         assert!(help.contains(command), "{help}");

@@ -55,7 +55,7 @@ pub fn command(dir: &Path, args: &[&str]) -> Command {
     for name in ["XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"] {
         command.env_remove(name);
     }
-    for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"] {
+    for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"] {
         command.env_remove(name).env_remove(name.to_lowercase());
     }
     command

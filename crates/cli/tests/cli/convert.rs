@@ -23,7 +23,7 @@ fn a_model_is_converted_to_fp8_and_back_and_runs() {
         "scales, and the gate's bias"
     );
     let info = jevons(dir.path(), &["info", "fp8"]).ok();
-    assert!(info.contains("stored in FP8 (E4M3, blocks of 128 × 128, a power of two as scale)"), "{info}");
+    assert!(info.contains("linears are stored in FP8 (E4M3, blocks of 128 × 128, a power of two as scale)"), "{info}");
     assert!(!info.contains("not used"), "{info}");
 
     let said = convert(&["fp8", "back", "--to", "bf16"]).ok();

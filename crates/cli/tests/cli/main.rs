@@ -1,6 +1,7 @@
 //! The binary from outside: arguments, output, exit codes.
 
 mod arguments;
+mod bench;
 mod chat;
 mod common;
 mod compute;

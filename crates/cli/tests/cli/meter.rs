@@ -49,7 +49,8 @@ fn what_commands_spend_is_in_the_ledger_by_phase_and_adds_up() {
     let text = metered(path, &["meter", "report"], "").ok();
     assert!(text.contains("By phase") && text.contains("J marginal"), "{text}");
     if ["D", "E"].contains(&total["energy"]["grade"].as_str().unwrap()) {
-        assert!(text.contains("no evidence of its own"), "{text}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" "); // the report wraps lines
+        assert!(words.contains("no evidence of its own"), "{text}");
     }
     let one_day = metered(path, &["meter", "report", "--day", "1999-12-31"], "").ok();
     assert_eq!(one_day, "the ledger has no such rows\n");
@@ -57,6 +58,7 @@ fn what_commands_spend_is_in_the_ledger_by_phase_and_adds_up() {
 
 const RECIPE: &str = r#"
 name = "tiny"
+seed = 1
 [model.tokenizer]
 train = { vocab_size = 300 }
 [model.config]
@@ -106,7 +108,8 @@ fn training_is_in_the_ledger_with_the_model_it_made() {
     // The same recipe makes the same model, and its training is declared under its name.
     assert_eq!(summary["models"].as_object().unwrap().len(), 1, "{summary:#}");
     let bom = metered(path, &["meter", "export", "cyclonedx"], "").json();
-    let declared = &bom["components"][0]["modelCard"]["considerations"]["environmentalConsiderations"]["energyConsumptions"];
+    let declared =
+        &bom["components"][0]["modelCard"]["considerations"]["environmentalConsiderations"]["energyConsumptions"];
     assert!(declared.as_array().unwrap().iter().any(|c| c["activity"] == "training"), "{bom:#}");
 }
 
@@ -125,8 +128,10 @@ fn a_changed_row_is_found_and_an_expected_head_is_missed() {
     // Changes the command's name in the file, behind SQLite's back.
     let file = path.join("ledger.sqlite");
     let mut bytes = fs::read(&file).unwrap();
-    let at = bytes.windows(8).position(|w| w == b"generate").unwrap();
-    bytes[at] = b'G';
+    // A page may hold a copy that SQLite has moved elsewhere, so every one is changed.
+    let places: Vec<usize> = (0..bytes.len()).filter(|i| bytes[*i..].starts_with(b"generate")).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|at| bytes[at] = b'G');
     fs::write(&file, bytes).unwrap();
     let found = metered(path, &["meter", "verify"], "");
     assert!(found.code == Some(1) && found.out.contains("NOT intact"), "{found:?}");
@@ -136,7 +141,11 @@ fn a_changed_row_is_found_and_an_expected_head_is_missed() {
 fn a_ledger_that_cannot_be_written_warns_once_and_stops_nothing() {
     let dir = model();
     let path = dir.path();
-    fs::write(path.join("file"), "no ledger at all, but a text that somebody else has written and wants to keep, I say, as it is").unwrap();
+    fs::write(
+        path.join("file"),
+        "no ledger at all, but a text that somebody else has written and wants to keep, I say, as it is",
+    )
+    .unwrap();
     let mut chat = command(path, &["chat", "m", "--max-new-tokens", "4"]);
     chat.env("JEVONS_LEDGER", "file");
     let run = finish(chat, "hello\nand?\n");

@@ -108,7 +108,7 @@ static WHOLE: Configuration = {
 /// `c[rows, 16 · panels] (+)= left · right` over `pairs` pairs of `k`; `left` as [`pack`] made it. See [`super::tiles`].
 ///
 /// # Safety
-/// The CPU has AMX with bf16 and the process may use it; the lengths are those that [`super::tiles`] asserts, `left` at least
+/// The CPU has AMX with bf16 and the process may use it; lengths and the place are as [`super::tiles_at`] has them, `left` at least
 /// [`packed_len`] long.
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn tiles(
@@ -117,7 +117,7 @@ pub(super) unsafe fn tiles(
     pairs: usize,
     left: &[bf16],
     right: &Right<'_, bf16>,
-    c: &mut [f32],
+    c: *mut f32,
     stride: usize,
     keep: bool,
 ) {
@@ -142,12 +142,15 @@ pub(super) unsafe fn tiles(
             let (height, width) = ((rows - r).min(2 * ROWS), if two_panels { 2 * PANEL } else { PANEL });
             if !direct && keep {
                 for row in 0..height {
-                    let from = &c[(r + row) * stride + p * PANEL..][..width];
-                    edge.0[row * 2 * PANEL..][..width].copy_from_slice(from);
+                    // SAFETY: the caller's row, and one of ours.
+                    unsafe {
+                        c.add((r + row) * stride + p * PANEL)
+                            .copy_to_nonoverlapping(edge.0[row * 2 * PANEL..].as_mut_ptr(), width)
+                    };
                 }
             }
             let (at, c_stride) = if direct {
-                (c[r * stride + p * PANEL..].as_mut_ptr(), stride)
+                (c.wrapping_add(r * stride + p * PANEL), stride)
             } else {
                 (edge.0.as_mut_ptr(), 2 * PANEL)
             };
@@ -172,7 +175,11 @@ pub(super) unsafe fn tiles(
             }
             if !direct {
                 for row in 0..height {
-                    c[(r + row) * stride + p * PANEL..][..width].copy_from_slice(&edge.0[row * 2 * PANEL..][..width]);
+                    // SAFETY: as above.
+                    unsafe {
+                        c.add((r + row) * stride + p * PANEL)
+                            .copy_from_nonoverlapping(edge.0[row * 2 * PANEL..].as_ptr(), width)
+                    };
                 }
             }
         }

@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use jevons_sys::atomic;
+use jevons_sys::{atomic, machine::Disk};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -398,7 +398,7 @@ fn write(
         Content::Bytes(bytes) => bytes.len() as u64,
     };
     let needed = total_bytes - done_bytes + job.side_files.iter().map(side_bytes).sum::<u64>() + SLACK_BYTES;
-    if let Some(available) = jevons_sys::available_disk_bytes(folder).filter(|n| *n < needed) {
+    if let Some(available) = Disk::of(folder).available_bytes.filter(|n| *n < needed) {
         return Err(ConvertError::NoSpace { path: folder.into(), needed, available });
     }
 

@@ -185,8 +185,8 @@ fn stored(c: &Config, remarks: &mut Vec<Remark>) {
             remarks.push(Remark::note(
                 "fp8",
                 format!(
-                    "linears are stored in FP8, blocks of 128 × 128 with {} scale",
-                    if powers { "a power of two as" } else { "an f32" }
+                    "linears are stored in FP8 (E4M3, blocks of 128 × 128, {} as scale)",
+                    if powers { "a power of two" } else { "any f32" }
                 ),
                 "a number has 3 bits after the point; activations are quantised as well where the makers run it",
             ));
