@@ -3,18 +3,26 @@
 //! An account that fails never stops its command: it warns once and goes on without the ledger.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
+    fmt,
     io::Cursor,
     path::{Path, PathBuf},
 };
 
 use anyhow::bail;
 use jevons_energy::{
+    allocate::{ModelCosts, SequenceStep},
     grade::Energy,
-    ledger::{Fingerprint, Ledger, Phase, Recorder, Work},
+    ledger::{Entry, Fingerprint, Group, Ledger, Phase, Recorder, StepUser, Work},
     meter::{Meter, Options, Wall, Window},
 };
+use jevons_model::{
+    Config,
+    account::{Component, WeightFormat},
+};
+use serde_json::{Value, json};
 
 use crate::source::Files;
 
@@ -69,6 +77,7 @@ pub struct Account {
     recorder: Recorder,
     /// Floating-point operations of a forward pass of one token: two per parameter that it uses, attention left out.
     flop_per_token: Option<f64>,
+    costs: Option<ModelCosts>,
 }
 
 impl Account {
@@ -80,8 +89,11 @@ impl Account {
         });
         let path = ledger_path().filter(|_| !args.no_ledger);
         let ledger = path.map(Ledger::open).transpose();
-        let mut account =
-            Self { recorder: Recorder::start(Meter::discover(options), ledger, command), flop_per_token: None };
+        let mut account = Self {
+            recorder: Recorder::start(Meter::discover(options), ledger, command),
+            flop_per_token: None,
+            costs: None,
+        };
         account.warn();
         account
     }
@@ -96,7 +108,9 @@ impl Account {
         if added.is_ok() {
             self.recorder.set_model(print.finish());
         }
-        self.flop_per_token = files.config().ok().map(|config| 2.0 * config.active_parameters() as f64);
+        let config = files.config().ok();
+        self.flop_per_token = config.as_ref().map(|config| 2.0 * config.active_parameters() as f64);
+        self.costs = config.as_ref().map(model_costs);
         self.phase(Phase::Load, Work::default());
     }
 
@@ -136,16 +150,40 @@ impl Account {
     }
 
     /// The present request has ended.
-    pub fn end_request(&mut self) -> Option<Energy> {
-        let energy = self.recorder.end_request();
+    pub fn end_request(&mut self) -> Option<Spent> {
+        let row = self.recorder.end_request();
         self.warn();
-        energy
+        row.as_ref().and_then(Spent::of_row)
     }
 
-    /// The time since the last phase was spent on several requests at once, in proportion to their operations.
-    pub fn shared_requests(&mut self, phase: Phase, works: &[Work]) {
-        let shares: Vec<_> = works.iter().map(|work| (work.tokens as f64, *work)).collect();
-        self.recorder.shared_requests(phase, &shares);
+    /// A step of requests that are computed together has ended.
+    pub fn step_of_batch(&mut self) {
+        self.recorder.step_of_batch();
+    }
+
+    /// What each sequence of a step costs, relative to the others.
+    pub fn step_weights(&self, step: &[SequenceStep]) -> Vec<f64> {
+        match &self.costs {
+            Some(costs) => costs.sequence_weights(step),
+            None => step.iter().map(|s| s.tokens as f64).collect(),
+        }
+    }
+
+    /// Shares the last step out: weight and tokens, by request and phase.
+    pub fn share_step(&mut self, users: BTreeMap<(usize, Phase), (f64, usize)>) {
+        let user = |((request, phase), (weight, tokens))| StepUser {
+            request: request as u64,
+            phase,
+            weight,
+            work: self.forward(tokens),
+        };
+        let users: Vec<_> = users.into_iter().map(user).collect();
+        self.recorder.share_step(&users);
+    }
+
+    /// All requests of a batch have ended.
+    pub fn end_batch(&mut self) {
+        self.recorder.end_batch();
         self.warn();
     }
 
@@ -155,8 +193,9 @@ impl Account {
         self.recorder.piece(Phase::Train, Work { tokens, flop, ..Work::default() });
     }
 
-    /// What was held back is written.
+    /// What was done since the last step was saving the model that is being trained; what was held back is written.
     pub fn saved(&mut self) {
+        self.recorder.piece(Phase::Train, Work::default());
         self.recorder.flush();
         self.warn();
     }
@@ -175,7 +214,74 @@ impl Account {
     }
 }
 
-/// In one line, with what kind of number it is.
-pub fn sentence(energy: &Energy) -> String {
-    format!("{energy}, {}", energy.grade.meaning())
+/// What a model costs by its config, to share out the steps of a batch.
+fn model_costs(config: &Config) -> ModelCosts {
+    let account = config.account();
+    let bytes = |routed: bool| -> u64 {
+        let parts = account.parts.iter().filter(|p| !matches!(p.component, Component::Mtp | Component::Embedding));
+        parts
+            .filter(|p| (p.component == Component::RoutedExperts) == routed)
+            .map(|p| p.total.bytes(WeightFormat::Bf16))
+            .sum()
+    };
+    let (n_routed_experts, num_experts_per_tok) =
+        config.moe.as_ref().map_or((0, 0), |moe| (moe.n_routed_experts, moe.num_experts_per_tok));
+    ModelCosts {
+        dense_bytes: bytes(false) as f64,
+        routed_bytes: bytes(true) as f64,
+        n_routed_experts,
+        num_experts_per_tok,
+        cache_bytes_per_token: account.cache_bytes_per_token(config.default_mla_form()).unwrap_or(0) as f64,
+        flop_per_token: 2.0 * account.multiplied().in_matrices as f64,
+    }
+}
+
+/// What something has spent, as reports tell it: in one line for people (its `Display`), or in JSON.
+///
+/// The joules of a run are handed over to its report here, and nowhere else: whatever follows from them (carbon, water, money) is made
+/// of a `Spent`.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    pub energy: Energy,
+    /// Whether every part of the machine had a reading or a model; otherwise the joules are a lower bound.
+    pub complete: bool,
+}
+
+impl Spent {
+    /// Of a row; none if nothing is known.
+    pub fn of_row(row: &Entry) -> Option<Self> {
+        Some(Self { energy: row.energy?, complete: row.unknown_s <= 1e-9 })
+    }
+
+    pub fn of_window(window: &Window) -> Self {
+        Self { energy: window.energy, complete: window.complete() }
+    }
+
+    pub fn of_group(group: &Group) -> Self {
+        Self { energy: group.energy, complete: group.complete() }
+    }
+
+    /// Of several that follow each other.
+    pub fn sum(parts: &[Self]) -> Self {
+        Self { energy: Energy::sum(parts.iter().map(|p| p.energy)), complete: parts.iter().all(|p| p.complete) }
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "joules": self.energy.joules,
+            "uncertainty_j": self.energy.uncertainty_j,
+            "p5_p50_p95_j": self.energy.band(),
+            "grade": self.energy.grade,
+            "complete": self.complete,
+            "caveat": self.energy.grade.caveat(),
+        })
+    }
+}
+
+/// `at least 12.3 J (grade E: 6.2–24.6 J), declared power × time, no measurement`
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at_least = if self.complete { "" } else { "at least " };
+        write!(f, "{at_least}{}, {}", self.energy, self.energy.grade.meaning())
+    }
 }

@@ -14,6 +14,7 @@ mod interrupt;
 mod progress;
 mod report;
 mod source;
+mod steps;
 mod style;
 
 use std::process::ExitCode;

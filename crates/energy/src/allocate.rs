@@ -143,6 +143,56 @@ pub fn expected_experts(n_routed: usize, per_token: usize, batch: usize) -> f64 
     n * (1.0 - libm::pow(1.0 - per_token as f64 / n, batch as f64))
 }
 
+/// Operations that cost as much as a byte from memory, where no [`Cost`] was fitted: the balance of two cores that do 0.23 TFLOP/s and read
+/// 34 GB/s (README.md, `jevons bench`). It decides between sequences of one step only, and never how many joules there are.
+pub const FLOP_PER_BYTE: f64 = 8.0;
+
+/// What a model costs per step and token, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModelCosts {
+    /// Of weights that every token runs through.
+    pub dense_bytes: f64,
+    /// Of all routed experts.
+    pub routed_bytes: f64,
+    /// Routed experts per layer; 0 in a dense model.
+    pub n_routed_experts: usize,
+    /// Of them, chosen by a token.
+    pub num_experts_per_tok: usize,
+    /// Of keys and values of one token.
+    pub cache_bytes_per_token: f64,
+    /// Operations of one token.
+    pub flop_per_token: f64,
+}
+
+/// What one sequence does in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceStep {
+    /// Tokens computed: one when decoding, many of a prompt.
+    pub tokens: usize,
+    /// Tokens in its cache after the step.
+    pub context: usize,
+}
+
+impl ModelCosts {
+    /// `Σφ_j` over the tokens of each sequence of a step: its weight when the joules of the step are shared out.
+    ///
+    /// Weights of the model are shared by all tokens. Which experts a token chose is not told outside the model, so it pays what it would pay
+    /// on average under even routing: by symmetry its part of the expected bytes, [`expected_experts`] of all. Its cache (read once per step
+    /// and sequence) and its operations ([`FLOP_PER_BYTE`]) are the sequence's own.
+    pub fn sequence_weights(&self, step: &[SequenceStep]) -> Vec<f64> {
+        let tokens: usize = step.iter().map(|s| s.tokens).sum();
+        let read = expected_experts(self.n_routed_experts, self.num_experts_per_tok, tokens);
+        let routed =
+            if self.n_routed_experts > 0 { self.routed_bytes * read / self.n_routed_experts as f64 } else { 0.0 };
+        let shared_per_token = (self.dense_bytes + routed) / tokens.max(1) as f64;
+        let own_per_token = self.flop_per_token / FLOP_PER_BYTE;
+        let weight = |s: &SequenceStep| {
+            s.tokens as f64 * (shared_per_token + own_per_token) + s.context as f64 * self.cache_bytes_per_token
+        };
+        step.iter().map(weight).collect()
+    }
+}
+
 /// What a step did: what the joules of a step are explained by.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepWork {
@@ -413,6 +463,49 @@ mod tests {
             sums,
             BTreeMap::from([(("a", "answer"), 1.0), (("b", "answer"), 2.0), (("a", "rejected_draft"), 4.0)])
         );
+    }
+
+    #[test]
+    fn weights_of_sequences_are_those_of_their_tokens() {
+        let costs = ModelCosts {
+            dense_bytes: 60.0,
+            routed_bytes: 0.0,
+            n_routed_experts: 0,
+            num_experts_per_tok: 0,
+            cache_bytes_per_token: 2.0,
+            flop_per_token: 24.0,
+        };
+        // Three tokens of a prompt beside one that is decoded with eleven in its cache.
+        let step = [SequenceStep { tokens: 3, context: 3 }, SequenceStep { tokens: 1, context: 11 }];
+        let own = 24.0 / FLOP_PER_BYTE;
+        let private = [own + 2.0 * 3.0, own, own, own + 2.0 * 11.0];
+        let phi = weights(&private, &[Shared { cost: 60.0, users: vec![0, 1, 2, 3] }]).unwrap();
+        let want = [phi[..3].iter().sum::<f64>(), phi[3]];
+        assert_eq!(costs.sequence_weights(&step), want);
+        assert_eq!(costs.sequence_weights(&[]), Vec::<f64>::new());
+    }
+
+    #[test]
+    fn unknown_experts_cost_the_mean_of_the_shapley_values_over_all_choices() {
+        let costs = ModelCosts {
+            dense_bytes: 0.0,
+            routed_bytes: 30.0,
+            n_routed_experts: 3,
+            num_experts_per_tok: 1,
+            cache_bytes_per_token: 0.0,
+            flop_per_token: 0.0,
+        };
+        let mut mean = [0.0; 2];
+        for choice in 0..9 {
+            let chosen = [choice % 3, choice / 3];
+            let users = |expert| (0..2_u32).filter(|token| chosen[*token as usize] == expert).collect();
+            let shared: Vec<_> = (0..3).map(|expert| Shared { cost: 10.0, users: users(expert) }).collect();
+            for (mean, phi) in mean.iter_mut().zip(weights(&[0.0; 2], &shared).unwrap()) {
+                *mean += phi / 9.0;
+            }
+        }
+        let got = costs.sequence_weights(&[SequenceStep { tokens: 1, context: 5 }; 2]);
+        assert!(got.iter().zip(mean).all(|(got, want)| (got - want).abs() < 1e-12), "{got:?}, enumerated {mean:?}");
     }
 
     #[test]

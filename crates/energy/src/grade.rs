@@ -42,6 +42,19 @@ impl Grade {
         }
     }
 
+    /// What has to be said beside such a number, if anything: that it confirms nothing.
+    pub fn caveat(self) -> Option<&'static str> {
+        match self {
+            Self::A | Self::B | Self::C => None,
+            Self::D => {
+                Some("no sensor measured most of this: it is computed from time and load, and no evidence of its own")
+            }
+            Self::E => Some(
+                "no sensor measured most of this: it is declared power × time and load, and no evidence of its own",
+            ),
+        }
+    }
+
     /// Standard uncertainty of ln(joules) where the instrument states none of its own.
     ///
     /// A, B, C: 1 %, 3 % and 5 %, of the size of what makers state for plug meters (±2 %), RAPL and NVML (±5 %). D: 15 %, E: 42 % (p5 to
@@ -105,7 +118,8 @@ impl Energy {
     pub fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
         let parts: Vec<_> = parts.into_iter().collect();
         let size: f64 = parts.iter().map(|p| p.joules.abs()).sum();
-        let matters = |p: &&Self| p.joules.abs() > MATTERS * size;
+        // Of nothing but zeros each part matters: a zero that was not measured is none.
+        let matters = |p: &&Self| size == 0.0 || p.joules.abs() > MATTERS * size;
         Self {
             joules: parts.iter().map(|p| p.joules).sum(),
             uncertainty_j: parts.iter().map(|p| p.uncertainty_j).sum(),
@@ -166,6 +180,7 @@ mod tests {
         assert_eq!(Energy::sum([b, e]).grade, Grade::B);
         assert_eq!(Energy::sum([b, Energy::new(6.0, Grade::E)]).grade, Grade::E);
         assert_eq!(Energy::sum([]), Energy::ZERO);
+        assert_eq!(Energy::sum([Energy::new(0.0, Grade::B), Energy::new(0.0, Grade::E)]).grade, Grade::E);
     }
 
     #[test]

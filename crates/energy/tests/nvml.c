@@ -1,4 +1,4 @@
-/* A library with NVML's names, for two boards: one counts energy, one tells its power only. The counter is read from the file that
+/* A library with NVML's names, for three boards: one counts energy, one tells its power only, one is lost. The counter is read from the file that
    the environment variable JEVONS_TEST_NVML names, in millijoules. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,15 +8,15 @@ typedef struct board *device;
 struct board { const char *name, *uuid; };
 static struct board boards[2] = { { "Fake H100", "GPU-1" }, { "Fake P100", "GPU-2" } };
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, GPU_IS_LOST = 15 };
 
 int nvmlInit_v2(void) { return SUCCESS; }
 int nvmlShutdown(void) { return SUCCESS; }
 
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return SUCCESS; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return SUCCESS; }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, device *out) {
-    if (index > 1) return INVALID_ARGUMENT;
+    if (index > 1) return index == 2 ? GPU_IS_LOST : INVALID_ARGUMENT;
     *out = &boards[index];
     return SUCCESS;
 }

@@ -6,7 +6,7 @@ use std::{path::Path, process::Command};
 
 use jevons_energy::{
     grade::Grade,
-    meter::{Meter, Options, State},
+    meter::{Meter, Options, State, Window},
 };
 
 #[test]
@@ -37,11 +37,13 @@ fn boards_of_a_loaded_library_are_read_and_one_that_goes_silent_is_unknown() {
     let of = |name: &str| window.shares.iter().find(|s| s.component == name).map(|s| (s.energy.joules, s.energy.grade));
     assert_eq!(of("gpu 0"), Some((200.0, Grade::B)));
     assert_eq!(of("gpu 1"), Some((100.0, Grade::C)));
+    let unknown = |w: &Window| w.unknown.iter().map(|u| (u.component.clone(), u.seconds)).collect::<Vec<_>>();
+    assert_eq!(unknown(&window), [("gpu 2".to_owned(), 2.0)], "a lost board is unknown, not zero");
     std::fs::remove_file(&counter).unwrap();
     let before = meter.snapshot();
     meter.poll_at(4.0);
     let window = meter.snapshot().since(&before);
-    assert_eq!(window.unknown.len(), 1);
+    assert_eq!(unknown(&window), [("gpu 0".to_owned(), 2.0), ("gpu 2".to_owned(), 2.0)]);
     assert!(meter.sources().iter().any(|(s, state)| s.component == "gpu 0" && matches!(state, State::Silent(_))));
 }
 

@@ -15,17 +15,14 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
-use jevons_energy::{
-    grade::Energy,
-    ledger::{Phase, Work},
-};
+use jevons_energy::ledger::{Phase, Work};
 use jevons_infer::{Chat, ChatError, ChatEvent, FinishReason, GenerateOptions, Generation, Sampler};
 use owo_colors::OwoColorize;
 use reedline::Signal;
 use serde_json::json;
 
 use crate::{
-    account::{Account, LedgerArgs, sentence},
+    account::{Account, LedgerArgs, Spent},
     args::{ComputeArgs, SamplingArgs},
     chat::{
         history,
@@ -139,7 +136,7 @@ struct Totals {
     prompt_tokens: usize,
     new_tokens: usize,
     last: Option<Generation>,
-    energy: Vec<Energy>,
+    energy: Vec<Spent>,
 }
 
 /// Books a reply: reading the prompt, thinking and answering, each by itself.
@@ -176,7 +173,7 @@ impl<'a> Booked<'a> {
         (self.phase, self.tokens) = (phase, 0);
     }
 
-    fn end(self, generation: Option<&Generation>) -> Option<Energy> {
+    fn end(self, generation: Option<&Generation>) -> Option<Spent> {
         self.account.phase_of_request(self.phase, self.account.forward(self.tokens));
         if let Some(g) = generation {
             self.account.prefilled(g.prompt_tokens - g.cached_tokens, g.cached_tokens);
@@ -335,7 +332,7 @@ impl<W: Write> Talk<'_, W> {
         }
         notice(&human::speeds(&generation));
         if let Some(energy) = energy {
-            notice(&sentence(&energy));
+            notice(&energy.to_string());
             self.totals.energy.push(energy);
         }
         self.totals.prompt_tokens += generation.prompt_tokens - generation.cached_tokens;
@@ -361,7 +358,7 @@ impl<W: Write> Talk<'_, W> {
             "prompt_tokens": generation.prompt_tokens,
             "prefill_tokens_per_s": generation.prefill_tokens_per_s(),
             "decode_tokens_per_s": generation.decode_tokens_per_s(),
-            "energy": energy,
+            "energy": energy.map(|spent| spent.json()),
         });
         Ok(writeln!(self.out, "{reply}")?)
     }
@@ -404,7 +401,7 @@ impl<W: Write> Talk<'_, W> {
             tell(format_args!("last reply: {}\n", human::speeds(last)));
         }
         if !energy.is_empty() {
-            tell(format_args!("replies together: {}\n", sentence(&Energy::sum(energy.iter().copied()))));
+            tell(format_args!("replies together: {}\n", Spent::sum(energy)));
         }
     }
 }

@@ -5,16 +5,16 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use jevons_energy::ledger::{Phase, Work};
 use jevons_infer::{Event, GenerateOptions, Generation, Request, Session, check_sequence, generate_batch};
 use jevons_model::Model;
 use jevons_text::Tokenizer;
 use serde_json::json;
 
 use crate::{
-    account::{Account, LedgerArgs, sentence},
+    account::{Account, LedgerArgs, Spent},
     args::{ComputeArgs, SamplingArgs},
     human, input, source,
+    steps::Steps,
 };
 
 /// Continue a prompt, or lists of token ids
@@ -81,14 +81,14 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     account.loaded(&files);
     let stream = !args.json && prompts.len() == 1 && tokenizer.is_some();
     let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, &mut account, out)?;
-    let energy = account.close().energy;
+    let spent = Spent::of_window(&account.close());
     if args.json {
-        return print_json(&generations, out);
+        return print_json(&generations, &spent, out);
     }
     match &tokenizer {
         Some(_) if stream => {
             writeln!(out)?;
-            eprintln!("{}\n{}, loading included", human::speeds(&generations[0]), sentence(&energy));
+            eprintln!("{}", human::speeds(&generations[0]));
         }
         Some(_) => {
             for (index, generation) in generations.iter().enumerate() {
@@ -101,6 +101,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             }
         }
     }
+    eprintln!("{spent}, loading included");
     Ok(())
 }
 
@@ -131,13 +132,9 @@ fn generate(
         let mut sessions: Vec<_> = prompts.iter().map(|_| Session::new(model)).collect();
         let request = |(i, (prompt, session))| Request { prompt, options, choice: (batch * BATCH + i) as u64, session };
         let requests = prompts.iter().map(Vec::as_slice).zip(&mut sessions).enumerate().map(request).collect();
-        let (one, mut prefilled) = (prompts.len() == 1, false);
-        let results = generate_batch(model, requests, tokenizer, &mut |_, event| {
-            // Of several sequences, some draw while others still read: only one alone has phases that can be told apart.
-            if let (true, false, Event::Token { .. }) = (one, prefilled, event) {
-                account.phase_of_request(Phase::Prefill, account.forward(prompts[0].len()));
-                prefilled = true;
-            }
+        let mut steps = Steps::new(prompts.len());
+        let results = generate_batch(model, requests, tokenizer, &mut |index, event| {
+            steps.see(index, &event, account);
             if let (true, Event::Text(text)) = (stream, event) {
                 written = write!(out, "{text}").and_then(|()| out.flush());
             }
@@ -147,23 +144,12 @@ fn generate(
             generations.push(result.with_context(|| format!("sequence {}", batch * BATCH + i))?);
         }
         std::mem::replace(&mut written, Ok(()))?;
-        let batch = &generations[batch * BATCH..];
-        match batch {
-            [generation] => {
-                account.phase_of_request(Phase::Answer, account.forward(generation.token_ids.len()));
-                account.end_request();
-            }
-            batch => {
-                let work = |(g, p): (&Generation, &Vec<u32>)| account.forward(p.len() + g.token_ids.len());
-                let works: Vec<Work> = batch.iter().zip(prompts).map(work).collect();
-                account.shared_requests(Phase::Answer, &works);
-            }
-        }
+        steps.end(account);
     }
     Ok(generations)
 }
 
-fn print_json(generations: &[Generation], out: &mut impl Write) -> anyhow::Result<()> {
+fn print_json(generations: &[Generation], spent: &Spent, out: &mut impl Write) -> anyhow::Result<()> {
     let sequence = |g: &Generation| {
         json!({
             "token_ids": g.token_ids,
@@ -175,6 +161,7 @@ fn print_json(generations: &[Generation], out: &mut impl Write) -> anyhow::Resul
             "decode_tokens_per_s": g.decode_tokens_per_s(),
         })
     };
-    serde_json::to_writer(&mut *out, &json!({ "sequences": generations.iter().map(sequence).collect::<Vec<_>>() }))?;
+    let sequences: Vec<_> = generations.iter().map(sequence).collect();
+    serde_json::to_writer(&mut *out, &json!({ "sequences": sequences, "energy": spent.json() }))?;
     Ok(writeln!(out)?)
 }

@@ -23,13 +23,13 @@ use crossterm::{
 use jevons_energy::{
     export::{self, Format, FunctionalUnit, SciInputs, export},
     grade::joules,
-    ledger::{Group, Ledger, Numbered, Phase, Recorder, Summary, Work, day, time},
+    ledger::{Group, Ledger, Numbered, Phase, Recorder, RunTotal, Summary, Work, day, time},
     meter::{IdleFloor, Meter, Options, Sampler, State, Wall, Window},
 };
 use serde_json::json;
 
 use crate::{
-    account::{self, LedgerArgs, sentence},
+    account::{self, LedgerArgs, Spent},
     chart,
     failure::ExitWith,
     human, interrupt,
@@ -100,7 +100,7 @@ impl MeterArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// What the ledger says: totals, by phase, model, command and day
+    /// What the ledger says: totals, by phase, model, command, day and run
     Report {
         #[command(flatten)]
         rows: RowArgs,
@@ -123,7 +123,7 @@ enum Action {
     /// Write the ledger in a form for others
     Export {
         /// Form
-        #[arg(value_enum)]
+        #[arg(long, value_enum)]
         format: FormatArg,
         #[command(flatten)]
         rows: RowArgs,
@@ -256,7 +256,7 @@ fn live(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             writeln!(
                 out,
                 "{}",
-                json!({ "at_s": last.at_s(), "watts": window.watts(), "window": window, "total": whole.energy })
+                json!({ "at_s": last.at_s(), "watts": window.watts(), "window": window, "total": whole.energy, "caveat": whole.energy.grade.caveat() })
             )?;
             out.flush()?;
         } else {
@@ -352,8 +352,10 @@ fn command(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         .status()
         .with_context(|| format!("{name}: cannot be run; is it installed and in the PATH?"))?;
     let window = recorder.phase(Phase::Command, Work::default());
-    let measures = recorder.measures();
     recorder.finish();
+    if let Some(trouble) = recorder.trouble() {
+        eprintln!("warning: {trouble}; going on without it");
+    }
     let idle_j = floor.map(|floor| window.idle_at(floor.watts));
     if args.json {
         let report = json!({
@@ -366,12 +368,12 @@ fn command(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             "idle_j": idle_j,
             "above_idle_j": idle_j.map(|idle| window.energy.joules - idle),
             "others_share_of_cpu": window.others_share(),
-            "measured": measures,
+            "caveat": window.energy.grade.caveat(),
             "boundary": window.boundary(),
         });
         writeln!(out, "{report}")?;
     } else {
-        eprint!("{}", spent(&window, floor.as_ref(), measures));
+        eprint!("{}", spent(&window, floor.as_ref()));
     }
     match exit_code(status) {
         0 => Ok(()),
@@ -388,14 +390,9 @@ fn exit_code(status: process::ExitStatus) -> u8 {
     status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1))
 }
 
-fn spent(window: &Window, floor: Option<&IdleFloor>, measures: bool) -> String {
-    let at_least = if window.complete() { "" } else { "at least " };
-    let mut text = format!(
-        "\nenergy    {at_least}{} in {:.2} s, {:.2} W\n",
-        sentence(&window.energy),
-        window.seconds,
-        window.watts()
-    );
+fn spent(window: &Window, floor: Option<&IdleFloor>) -> String {
+    let mut text =
+        format!("\nenergy    {} in {:.2} s, {:.2} W\n", Spent::of_window(window), window.seconds, window.watts());
     if let Some(floor) = floor {
         let idle = window.idle_at(floor.watts);
         let sketch = if floor.steady { "" } else { " (a sketch: shorter than 30 s, or not steady)" };
@@ -437,8 +434,8 @@ fn spent(window: &Window, floor: Option<&IdleFloor>, measures: bool) -> String {
     for unknown in &window.unknown {
         let _ = writeln!(text, "  {}: unknown for {:.1} s", unknown.component, unknown.seconds);
     }
-    if !measures {
-        let _ = writeln!(text, "note      {NOTHING_MEASURED}");
+    if let Some(caveat) = window.energy.grade.caveat() {
+        let _ = writeln!(text, "note      {caveat}");
     }
     text
 }
@@ -474,6 +471,9 @@ fn open(file: Option<&PathBuf>) -> anyhow::Result<Ledger> {
     Ok(Ledger::open_existing(path)?)
 }
 
+/// Runs that the report for people lists; `--json` has all.
+const LAST_RUNS: usize = 20;
+
 fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
     let summary = Summary::of(&args.read()?);
     if json {
@@ -484,10 +484,16 @@ fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()
         return Ok(writeln!(out, "the ledger has no such rows")?);
     };
     let mut report = Report::new(out);
-    report.line(&format!("{} runs, {} requests, {} to {}", summary.runs, summary.requests, time(from), time(to)))?;
+    report.line(&format!(
+        "{} runs, {} requests, {} to {}",
+        summary.n_runs,
+        summary.n_requests,
+        time(from),
+        time(to)
+    ))?;
     let total = &summary.total;
     let mut rows = vec![
-        ("energy".to_owned(), sentence(&total.energy)),
+        ("energy".to_owned(), Spent::of_group(total).to_string()),
         (
             "tokens".into(),
             format!("{} computed, {} from caches", human::grouped(total.tokens), human::grouped(total.cached_tokens)),
@@ -495,23 +501,24 @@ fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()
         ("standby, load".into(), format!("{} waiting, {} loading", joules(total.idle_j), joules(total.load_j))),
     ];
     if let (Some(marginal), Some(full)) = (total.marginal_j_per_token(), total.full_j_per_token()) {
-        rows.push(("per token".into(), format!("{marginal:.3} J marginal, {full:.3} J with standby and loading")));
+        rows.push((
+            "per token".into(),
+            format!("{} marginal, {} with standby and loading", joules(marginal), joules(full)),
+        ));
     }
-    if total.unknown_phases > 0 {
+    if !total.complete() {
+        let (phases, seconds) = (total.unknown_phases, total.unknown_s);
         rows.push((
             "unknown".into(),
-            format!("{} phases had no reading; the energy is a lower bound", total.unknown_phases),
+            format!(
+                "{phases} phases had no reading at all, and parts of the machine had none for {seconds:.1} s: the energy is a lower bound"
+            ),
         ));
     }
-    if total.energy.grade >= jevons_energy::grade::Grade::D {
-        rows.push((
-            "note".into(),
-            "no sensor was read for most of this: it is a model's number, and no evidence of its own".into(),
-        ));
-    }
+    rows.extend(summary.caveat.map(|caveat| ("note".into(), caveat.into())));
     report.section("Total", &rows)?;
     let line = |name: &str, g: &Group| {
-        let per = g.marginal_j_per_token().map_or(String::new(), |j| format!("{j:.3}"));
+        let per = g.marginal_j_per_token().map_or(String::new(), joules);
         let grade = g.energy.grade.to_string();
         vec![
             name.to_owned(),
@@ -522,12 +529,16 @@ fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()
             per,
         ]
     };
-    let header = ["", "tokens", "seconds", "energy", "grade", "J/token"];
+    let header = ["", "tokens", "seconds", "energy", "grade", "per token"];
     report.table("By phase", &header, &summary.phases.iter().map(|(n, g)| line(n, g)).collect::<Vec<_>>())?;
     let short = |name: &str| if name.is_empty() { "(none)".to_owned() } else { name.chars().take(12).collect() };
     report.table("By model", &header, &summary.models.iter().map(|(n, g)| line(&short(n), g)).collect::<Vec<_>>())?;
     report.table("By command", &header, &summary.commands.iter().map(|(n, g)| line(n, g)).collect::<Vec<_>>())?;
     report.table("By day", &header, &summary.days.iter().map(|(n, g)| line(n, g)).collect::<Vec<_>>())?;
+    let last = &summary.runs[summary.runs.len().saturating_sub(LAST_RUNS)..];
+    let name = |r: &RunTotal| format!("{} {} {}", r.run, time(r.from_ms), r.command);
+    let title = if last.len() < summary.runs.len() { format!("Last {LAST_RUNS} runs") } else { "By run".into() };
+    report.table(&title, &header, &last.iter().map(|r| line(&name(r), &r.group)).collect::<Vec<_>>())?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use jevons_infer::Score;
 use serde_json::json;
 
 use crate::{
-    account::{Account, LedgerArgs, sentence},
+    account::{Account, LedgerArgs},
     args::ComputeArgs,
     input, progress, source,
 };
@@ -68,7 +68,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "{bits:.6} bits per byte over {bytes} bytes")?;
     }
     if let Some(energy) = energy {
-        eprintln!("{}", sentence(&energy));
+        eprintln!("{}", energy);
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use jevons_train::{
     run::{self, Event, Summary},
 };
 
-use crate::account::{Account, LedgerArgs, sentence};
+use crate::account::{Account, LedgerArgs, Spent};
 
 /// Train a model by a recipe
 ///
@@ -121,7 +121,8 @@ fn report(
 ) -> anyhow::Result<()> {
     if args.json {
         let mut report = serde_json::to_value(s)?;
-        report["energy"] = serde_json::to_value(energy)?;
+        report["energy"] = Spent::of_window(energy).json();
+        report["energy"]["window"] = serde_json::to_value(energy)?;
         return Ok(writeln!(out, "{report:#}")?);
     }
     if s.interrupted {
@@ -145,7 +146,7 @@ fn report(
     if s.peak_rss_bytes.is_some() {
         write!(out, "{}", memory_table(&s.memory))?;
     }
-    writeln!(out, "energy {}: {}", sentence(&energy.energy), energy.boundary())?;
+    writeln!(out, "energy {}: {}", Spent::of_window(energy), energy.boundary())?;
     let model = s.folder.join("model");
     Ok(writeln!(out, "model: {0}\nchat with it: jevons chat {0}", model.display())?)
 }

@@ -34,8 +34,10 @@ pub(super) fn reports(rows: &[Numbered]) -> Vec<Value> {
                 }
                 _ => vec![dataset("input", group.tokens)],
             };
+            let bound = if group.complete() { "" } else { "; a lower bound: some readings are missing" };
+            let grade = group.energy.grade;
             let mut measure = json!({
-                "measurementMethod": format!("jevons, grade {}: {}", group.energy.grade, group.energy.grade.meaning()),
+                "measurementMethod": format!("jevons, grade {grade}: {}{bound}", grade.meaning()),
                 "version": env!("CARGO_PKG_VERSION"),
                 "cpuTrackingMode": boundary(&rows),
                 "powerConsumption": group.energy.joules / J_PER_KWH,

@@ -55,8 +55,10 @@ fn consumption(stage: Stage, group: &Group, boundary: &str) -> Value {
         property("jevons:energy:boundary", boundary),
         property("jevons:tokens", &group.tokens.to_string()),
     ];
-    if group.unknown_phases > 0 {
+    if !group.complete() {
+        properties.push(property("jevons:energy:lower-bound", "true"));
         properties.push(property("jevons:energy:unknown-phases", &group.unknown_phases.to_string()));
+        properties.push(property("jevons:energy:unknown-seconds", &group.unknown_s.to_string()));
     }
     json!({
         "activity": stage.as_str(),
@@ -105,6 +107,9 @@ pub(super) fn spdx(rows: &[Numbered]) -> Value {
                 group.energy.grade,
                 group.energy.grade.meaning()
             );
+            if !group.complete() {
+                comment += ", a lower bound: some readings are missing";
+            }
             let slot = match stage {
                 Stage::Training => "ai_trainingEnergyConsumption",
                 Stage::Inference => "ai_inferenceEnergyConsumption",

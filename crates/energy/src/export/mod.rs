@@ -91,9 +91,15 @@ pub enum SciError {
     None(FunctionalUnit),
     /// A lower bound cannot be declared as a rate.
     #[error(
-        "{0} phases have no known energy, so the rate would be too low; leave them out (--run, --day) or meter them"
+        "{phases} phases have no known energy and parts of the machine had no reading for {seconds:.1} s, so the rate would be too low; \
+         leave them out (--run, --day) or meter them"
     )]
-    Unknown(u64),
+    Unknown {
+        /// Without any energy.
+        phases: u64,
+        /// In which some part had no reading.
+        seconds: f64,
+    },
 }
 
 /// Software carbon intensity, `(E · I + M) / R`, in gCO2e per functional unit; with its inputs.
@@ -111,12 +117,13 @@ pub fn sci(rows: &[Numbered], inputs: SciInputs) -> Result<Value, SciError> {
         }
     }
     let summary = Summary::of(rows);
-    if summary.total.unknown_phases > 0 {
-        return Err(SciError::Unknown(summary.total.unknown_phases));
+    let total = &summary.total;
+    if !total.complete() {
+        return Err(SciError::Unknown { phases: total.unknown_phases, seconds: total.unknown_s });
     }
     let units = match per {
         FunctionalUnit::Token => summary.total.tokens,
-        FunctionalUnit::Request => summary.requests,
+        FunctionalUnit::Request => summary.n_requests,
     };
     if units == 0 {
         return Err(SciError::None(per));
@@ -135,6 +142,7 @@ pub fn sci(rows: &[Numbered], inputs: SciInputs) -> Result<Value, SciError> {
         "sci_g_per_unit": rate(energy_kwh),
         "sci_g_per_unit_p5_p95_of_energy": [rate(low / J_PER_KWH), rate(high / J_PER_KWH)],
         "energy_grade": summary.total.energy.grade,
+        "caveat": summary.caveat,
         "boundary": boundary(rows),
     }))
 }

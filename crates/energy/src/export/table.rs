@@ -59,6 +59,7 @@ pub fn prometheus(rows: &[Numbered]) -> String {
         seconds: f64,
         tokens: u64,
         unknown: u64,
+        unknown_s: f64,
     }
     let mut sums: BTreeMap<String, Sums> = BTreeMap::new();
     let mut requests = 0;
@@ -79,16 +80,23 @@ pub fn prometheus(rows: &[Numbered]) -> String {
         sum.seconds += e.seconds;
         sum.tokens = sum.tokens.saturating_add(e.work.tokens);
         sum.unknown += u64::from(e.energy.is_none());
+        sum.unknown_s += e.unknown_s;
     }
     type Column = (&'static str, &'static str, &'static str, fn(&Sums) -> f64);
-    let columns: [Column; 5] = [
-        ("jevons_energy_joules_total", "counter", "Energy of the machine; unknown phases add nothing here", |s| {
-            s.joules
-        }),
+    let columns: [Column; 6] = [
+        (
+            "jevons_energy_joules_total",
+            "counter",
+            "Energy of the machine; grades D and E are models; unknown phases add nothing",
+            |s| s.joules,
+        ),
         ("jevons_energy_uncertainty_joules", "gauge", "Standard uncertainty of the energy", |s| s.uncertainty_j),
         ("jevons_phase_seconds_total", "counter", "Duration", |s| s.seconds),
         ("jevons_tokens_total", "counter", "Tokens computed", |s| s.tokens as f64),
         ("jevons_unknown_phases_total", "counter", "Phases without any reading or model", |s| s.unknown as f64),
+        ("jevons_unknown_seconds_total", "counter", "Time in which some part of the machine had no reading", |s| {
+            s.unknown_s
+        }),
     ];
     let mut text = String::new();
     for (name, kind, help, value) in columns {

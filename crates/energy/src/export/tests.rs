@@ -118,7 +118,10 @@ fn sci_is_energy_times_intensity_plus_embodied_per_unit() {
     assert_eq!(super::sci(&[], inputs), Err(SciError::None(FunctionalUnit::Token)));
     let mut unknown = rows();
     unknown[2].entry.energy = None;
-    assert_eq!(super::sci(&unknown, inputs), Err(SciError::Unknown(1)));
+    assert_eq!(super::sci(&unknown, inputs), Err(SciError::Unknown { phases: 1, seconds: 0.0 }));
+    let mut partly = rows();
+    partly[2].entry.unknown_s = 2.0;
+    assert_eq!(super::sci(&partly, inputs), Err(SciError::Unknown { phases: 0, seconds: 2.0 }));
 }
 
 #[test]

@@ -189,8 +189,16 @@ impl Entry {
         self
     }
 
-    /// Every number finite and not negative, as SQLite and the sums need it.
+    /// Every number finite, not negative and no larger than SQLite's integers, as the file and the sums need it.
     pub(super) fn check(&self) -> Result<(), LedgerError> {
+        let whole = [
+            ("request", self.request.unwrap_or(0)),
+            ("tokens", self.work.tokens),
+            ("cached_tokens", self.work.cached_tokens),
+        ];
+        if let Some((field, value)) = whole.into_iter().find(|(_, value)| i64::try_from(*value).is_err()) {
+            return Err(LedgerError::Number { field, value: value as f64 });
+        }
         let numbers = [
             ("flop", self.work.flop),
             ("bytes", self.work.bytes),

@@ -16,6 +16,7 @@ mod recorder;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::{
     collections::BTreeMap,
@@ -29,8 +30,8 @@ use serde::Serialize;
 
 pub use entry::{Entry, Kind, Phase, Work};
 pub use fingerprint::Fingerprint;
-pub use recorder::Recorder;
-pub use summary::{Group, Summary, by, day, models_of_runs, time};
+pub use recorder::{Recorder, StepUser};
+pub use summary::{Group, RunTotal, Summary, by, day, models_of_runs, time};
 
 use entry::Hash;
 
@@ -134,7 +135,9 @@ pub enum LedgerError {
         why: String,
     },
     /// A number that cannot be recorded.
-    #[error("a row for the ledger has {field} = {value}, expected a finite number that is not negative")]
+    #[error(
+        "a row for the ledger has {field} = {value}, expected a finite number that is not negative, below 2^63 if it is a count"
+    )]
     Number {
         /// Of the row.
         field: &'static str,

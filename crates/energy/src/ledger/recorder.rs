@@ -1,12 +1,20 @@
 //! From a run's course to rows: the meter is read at every border between phases, so that phases add up to the run.
+//!
+//! Rows are on the disk a moment after their phase has ended, and all of them when [`Recorder::finish`] returns. `kill -9` loses that moment
+//! and what is held back; the chain stays whole.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    sync::PoisonError,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use sha2::{Digest, Sha256};
 
 use super::{
     Ledger, LedgerError,
     entry::{Entry, Kind, Phase, Work, hex},
+    writer::{Trouble, Writer},
 };
 use crate::{
     grade::Energy,
@@ -24,14 +32,18 @@ const ROW_EVERY: Duration = Duration::from_secs(10);
 /// A ledger that fails is given up, and [`Recorder::trouble`] tells why, once; metering goes on.
 pub struct Recorder {
     sampler: Sampler,
-    ledger: Option<Ledger>,
-    trouble: Option<LedgerError>,
+    writer: Option<Writer>,
+    trouble: Trouble,
     blank: Entry,
     started: Snapshot,
     /// The last border between phases.
     border: Snapshot,
     /// Rows of the request that is not written yet.
     pending: Vec<Entry>,
+    /// The last step of a batch, not shared out yet.
+    step: Option<Entry>,
+    /// Phases of the requests of a batch, by request and phase.
+    batch: BTreeMap<(u64, Phase), Entry>,
     /// Pieces of one phase that are not written yet, and when the first of them came.
     held: Option<(Entry, Instant)>,
     next_request: u64,
@@ -39,15 +51,30 @@ pub struct Recorder {
     closed: bool,
 }
 
+/// Who took part in a step of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepUser {
+    /// Index of the request in the batch.
+    pub request: u64,
+    /// What it did.
+    pub phase: Phase,
+    /// Its share of the step, relative to the others' (see [`allocate`](crate::allocate)).
+    pub weight: f64,
+    /// What was done.
+    pub work: Work,
+}
+
 impl Recorder {
     /// A run of `command` begins. Without a ledger it is only metered.
     pub fn start(meter: Meter, ledger: Result<Option<Ledger>, LedgerError>, command: &str) -> Self {
         let sampler = Sampler::start(meter, EVERY);
         let started = sampler.snapshot();
-        let (ledger, trouble) = match ledger {
-            Ok(ledger) => (ledger, None),
-            Err(trouble) => (None, Some(trouble)),
-        };
+        let trouble = Trouble::default();
+        let writer = ledger.and_then(|l| l.map(|l| Writer::start(l, trouble.clone())).transpose());
+        let writer = writer.unwrap_or_else(|error| {
+            *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            None
+        });
         let blank = Entry {
             at_ms: 0,
             run: new_run(),
@@ -66,12 +93,14 @@ impl Recorder {
         };
         let mut recorder = Self {
             sampler,
-            ledger,
+            writer,
             trouble,
             blank,
             border: started.clone(),
             started,
             pending: vec![],
+            step: None,
+            batch: BTreeMap::new(),
             held: None,
             next_request: 0,
             work: Work::default(),
@@ -131,51 +160,91 @@ impl Recorder {
         }
     }
 
-    /// The time since the last border was spent on several requests at once, each with a share of it. Writes a phase and a
-    /// request for each; shares are scaled to add up to one.
-    pub fn shared_requests(&mut self, phase: Phase, shares: &[(f64, Work)]) -> Window {
-        let (whole, window) = self.cut(phase, Work::default(), None);
-        let sum: f64 = shares.iter().map(|(share, _)| share).sum();
+    /// A step of several requests that are computed together has ended: the time since the last border was theirs.
+    /// [`Recorder::share_step`] says whose.
+    pub fn step_of_batch(&mut self) {
+        self.write_step();
+        self.step = Some(self.cut(Phase::Answer, Work::default(), None).0);
+    }
+
+    /// Shares the last [`Recorder::step_of_batch`] out by weight; of nothing but zeros, evenly.
+    pub fn share_step(&mut self, users: &[StepUser]) {
+        if users.is_empty() {
+            return self.write_step();
+        }
+        let Some(step) = self.step.take() else { return };
+        let sum: f64 = users.iter().map(|u| u.weight).sum();
+        for user in users {
+            let share = if sum > 0.0 { user.weight / sum } else { 1.0 / users.len() as f64 };
+            let of = |x: Option<f64>| x.map(|x| x * share);
+            self.work = total([self.work, user.work]);
+            let part = Entry {
+                kind: Kind::Phase(user.phase),
+                request: Some(self.next_request + user.request),
+                work: user.work,
+                seconds: step.seconds * share,
+                energy: step.energy.map(|e| e.scaled(share)),
+                unknown_s: step.unknown_s * share,
+                own_cpu_s: of(step.own_cpu_s),
+                busy_cpu_s: of(step.busy_cpu_s),
+                ..step.clone()
+            };
+            let sum = match self.batch.remove(&(user.request, user.phase)) {
+                Some(sum) => merged(&sum, part),
+                None => part,
+            };
+            self.batch.insert((user.request, user.phase), sum);
+        }
+    }
+
+    /// All requests of the batch have ended; their phases and sums are written.
+    pub fn end_batch(&mut self) {
+        self.write_step();
         let mut rows = vec![];
-        for (share, work) in shares {
-            let share = if sum > 0.0 { share / sum } else { 1.0 / shares.len() as f64 };
-            let energy = whole.energy.map(|e| e.scaled(share));
-            let request = Some(self.next_request);
-            self.next_request += 1;
-            self.work = total([self.work, *work]);
-            let seconds = whole.seconds * share;
-            let cpu = |s: Option<f64>| s.map(|s| s * share);
-            let (own_cpu_s, busy_cpu_s) = (cpu(whole.own_cpu_s), cpu(whole.busy_cpu_s));
-            let row = Entry { request, work: *work, energy, seconds, own_cpu_s, busy_cpu_s, ..whole.clone() };
-            rows.push(row.clone());
-            rows.push(Entry { kind: Kind::Request, ..row });
+        let mut phases = std::mem::take(&mut self.batch).into_iter().peekable();
+        while let Some(((request, _), phase)) = phases.next() {
+            let mut sum = phase.clone();
+            rows.push(phase);
+            while let Some((_, next)) = phases.next_if(|((next, _), _)| *next == request) {
+                sum = merged(&sum, next.clone());
+                rows.push(next);
+            }
+            self.next_request = self.next_request.max(sum.request.unwrap_or(0) + 1);
+            rows.push(Entry { kind: Kind::Request, ..sum });
         }
         if !rows.is_empty() {
             self.write(&rows);
         }
-        window
     }
 
-    /// The present request has ended; its phases and their sum are written. None if it had no phase.
-    pub fn end_request(&mut self) -> Option<Energy> {
+    /// A step that nobody has taken is a phase without a request.
+    fn write_step(&mut self) {
+        if let Some(step) = self.step.take() {
+            self.write(&[step]);
+        }
+    }
+
+    /// The present request has ended; its phases and their sum, which is returned, are written. None if it had no phase.
+    pub fn end_request(&mut self) -> Option<Entry> {
         let sum = self.pending.iter().cloned().reduce(|sum, phase| merged(&sum, phase))?;
         let row = Entry { kind: Kind::Request, ..sum };
         self.work = total([self.work, row.work]);
-        let energy = row.energy;
         let mut rows = std::mem::take(&mut self.pending);
-        rows.push(row);
+        rows.push(row.clone());
         self.next_request += 1;
         self.write(&rows);
-        energy
+        Some(row)
     }
 
     /// The run has ended. What is left since the last border was idle time.
     pub fn finish(&mut self) -> Window {
         self.end_request();
+        self.end_batch();
         let (idle, _) = self.cut(Phase::Idle, Work::default(), None);
         let window = self.border.since(&self.started);
         let run = Entry { kind: Kind::Run, at_ms: idle.at_ms, work: self.work, ..self.blank.clone() }.measured(&window);
         self.write(&[idle, run]);
+        self.writer = None; // all is on the disk
         self.closed = true;
         window
     }
@@ -187,7 +256,7 @@ impl Recorder {
 
     /// Why nothing is written any more; told once.
     pub fn trouble(&mut self) -> Option<LedgerError> {
-        self.trouble.take()
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether any sensor measures; if not, every number is a model's.
@@ -214,9 +283,8 @@ impl Recorder {
     }
 
     fn append(&mut self, rows: &[Entry]) {
-        if let Some(Err(error)) = self.ledger.as_mut().map(|ledger| ledger.append(rows)) {
-            self.ledger = None;
-            self.trouble = Some(error);
+        if let Some(writer) = &self.writer {
+            writer.send(rows);
         }
     }
 }

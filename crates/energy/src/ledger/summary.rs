@@ -33,6 +33,8 @@ pub struct Group {
     pub load_j: f64,
     /// Phases of which nothing is known.
     pub unknown_phases: u64,
+    /// Seconds for which some part of the machine had no reading; above zero the joules are a lower bound.
+    pub unknown_s: f64,
 }
 
 impl Group {
@@ -48,6 +50,7 @@ impl Group {
             idle_j: 0.0,
             load_j: 0.0,
             unknown_phases: 0,
+            unknown_s: 0.0,
         };
         let mut energies = vec![];
         for row in rows {
@@ -57,6 +60,7 @@ impl Group {
             group.cached_tokens = group.cached_tokens.saturating_add(row.entry.work.cached_tokens);
             group.flop += row.entry.work.flop.unwrap_or(0.0);
             group.seconds += row.entry.seconds;
+            group.unknown_s += row.entry.unknown_s;
             let Some(energy) = row.entry.energy else {
                 group.unknown_phases += 1;
                 continue;
@@ -72,6 +76,11 @@ impl Group {
         group
     }
 
+    /// Whether every phase and every part of the machine had a reading or a model. If not, the joules are a lower bound.
+    pub fn complete(&self) -> bool {
+        self.unknown_phases == 0 && self.unknown_s <= 1e-9
+    }
+
     /// Joules per token of the phases spent on tokens; none without tokens.
     pub fn marginal_j_per_token(&self) -> Option<f64> {
         (self.tokens > 0).then(|| self.active_j / self.tokens as f64)
@@ -83,14 +92,17 @@ impl Group {
     }
 }
 
-/// One part per grade: of many small rows none alone would matter, together they may.
+/// One part per grade: of many small rows none alone would matter, together they may. Of no rows nothing was measured.
 fn by_grade(energies: &[Energy]) -> Vec<Energy> {
+    if energies.is_empty() {
+        return vec![Energy { grade: Grade::E, ..Energy::ZERO }];
+    }
     let of = |grade: Grade| Energy {
         joules: energies.iter().filter(|e| e.grade == grade).map(|e| e.joules).sum(),
         uncertainty_j: energies.iter().filter(|e| e.grade == grade).map(|e| e.uncertainty_j).sum(),
         grade,
     };
-    Grade::ALL.map(of).to_vec()
+    Grade::ALL.into_iter().filter(|g| energies.iter().any(|e| e.grade == *g)).map(of).collect()
 }
 
 /// Groups rows by a key; rows without one are left out.
@@ -116,9 +128,11 @@ pub struct Summary {
     /// When its first and last row ended, in milliseconds since 1970; none if there is no row.
     pub from_to_ms: Option<(i64, i64)>,
     /// Different runs.
-    pub runs: u64,
+    pub n_runs: u64,
     /// Requests that have ended.
-    pub requests: u64,
+    pub n_requests: u64,
+    /// What has to be said beside the total, if anything: that no sensor has measured it.
+    pub caveat: Option<&'static str>,
     /// Everything.
     pub total: Group,
     /// By what it was spent on.
@@ -129,6 +143,24 @@ pub struct Summary {
     pub commands: BTreeMap<String, Group>,
     /// By day, UTC.
     pub days: BTreeMap<String, Group>,
+    /// By run, in order of their first rows.
+    pub runs: Vec<RunTotal>,
+}
+
+/// What a run has spent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunTotal {
+    /// Its name.
+    pub run: String,
+    /// Of `jevons`.
+    pub command: String,
+    /// The model that it used or made, if known.
+    pub model: Option<String>,
+    /// When its first row ended, in milliseconds since 1970.
+    pub from_ms: i64,
+    /// Sums over its phases.
+    #[serde(flatten)]
+    pub group: Group,
 }
 
 impl Summary {
@@ -140,11 +172,28 @@ impl Summary {
             model.unwrap_or_default().to_owned()
         };
         let times = || rows.iter().map(|r| r.entry.at_ms);
+        let total = Group::of(rows);
+        let mut runs: Vec<RunTotal> = vec![];
+        let mut groups = by(rows, |r| Some(r.entry.run.clone()));
+        for row in rows {
+            // The first row of a run takes its sums.
+            if let Some(group) = groups.remove(&row.entry.run) {
+                let entry = &row.entry;
+                let (run, command) = (entry.run.clone(), entry.command.clone());
+                runs.push(RunTotal { run, command, model: None, from_ms: entry.at_ms, group });
+            }
+        }
+        let named: BTreeMap<&str, &str> =
+            rows.iter().filter_map(|r| Some((&*r.entry.run, r.entry.model.as_deref()?))).collect();
+        for run in &mut runs {
+            run.model = named.get(&*run.run).map(|model| (*model).to_owned());
+        }
         Self {
             from_to_ms: times().min().zip(times().max()),
-            runs: rows.iter().map(|r| &r.entry.run).collect::<std::collections::BTreeSet<_>>().len() as u64,
-            requests: rows.iter().filter(|r| r.entry.kind == Kind::Request).count() as u64,
-            total: Group::of(rows),
+            n_runs: runs.len() as u64,
+            n_requests: rows.iter().filter(|r| r.entry.kind == Kind::Request).count() as u64,
+            caveat: (total.phases > 0).then(|| total.energy.grade.caveat()).flatten(),
+            total,
             phases: by(rows, |r| match r.entry.kind {
                 Kind::Phase(phase) => Some(phase.as_str()),
                 _ => None,
@@ -152,6 +201,7 @@ impl Summary {
             models: by(rows, |r| Some(model(r))),
             commands: by(rows, |r| Some(r.entry.command.clone())),
             days: by(rows, |r| Some(day(r.entry.at_ms))),
+            runs,
         }
     }
 }

@@ -17,14 +17,14 @@ fn entry(n: u64) -> Entry {
     Entry {
         at_ms: 1_795_426_219_000 + n as i64,
         run: format!("{:016x}", n / 7),
-        request: (n % 3 == 0).then_some(n),
+        request: n.is_multiple_of(3).then_some(n),
         kind: Kind::Phase(Phase::ALL[(n % 10) as usize]),
         command: "test".into(),
-        tenant: (n % 5 == 0).then(|| "somebody".into()),
-        model: (n % 2 == 0).then(|| "m".repeat(64)),
+        tenant: n.is_multiple_of(5).then(|| "somebody".into()),
+        model: n.is_multiple_of(2).then(|| "m".repeat(64)),
         work: Work { tokens: n, cached_tokens: n / 2, flop: Some(n as f64 * 1e9), bytes: None },
         seconds: n as f64 * 0.1,
-        energy: (n % 4 != 0).then(|| Energy::new(n as f64 * 0.3, Grade::E)),
+        energy: (!n.is_multiple_of(4)).then(|| Energy::new(n as f64 * 0.3, Grade::E)),
         unknown_s: 0.0,
         own_cpu_s: Some(0.0),
         busy_cpu_s: None,
@@ -170,6 +170,15 @@ fn numbers_that_are_none_are_refused_and_nothing_is_added() {
         assert!(matches!(ledger.append(&rows), Err(LedgerError::Number { field: "seconds", .. })));
     }
     assert_eq!(ledger.verify().unwrap().rows, 2);
+}
+
+#[test]
+fn counts_that_the_file_cannot_hold_are_refused() {
+    let (_dir, mut ledger) = ledger(1);
+    let tokens = Entry { work: Work { tokens: u64::MAX, ..Work::default() }, ..entry(2) };
+    assert!(matches!(ledger.append(&[tokens]), Err(LedgerError::Number { field: "tokens", .. })));
+    let request = Entry { request: Some(1 << 63), ..entry(2) };
+    assert!(matches!(ledger.append(&[request]), Err(LedgerError::Number { field: "request", .. })));
 }
 
 #[test]
@@ -330,9 +339,19 @@ fn the_phases_of_a_recorded_run_add_up_to_its_counter() {
         run.phase_of_request(Phase::Prefill, Work::tokens(10));
         nap();
         run.phase_of_request(Phase::Answer, Work::tokens(5));
-        assert!(run.end_request().unwrap().joules > 0.0);
+        assert!(run.end_request().unwrap().energy.unwrap().joules > 0.0);
     }
-    run.shared_requests(Phase::Answer, &[(1.0, Work::tokens(1)), (3.0, Work::tokens(3)), (0.0, Work::default())]);
+    // Two requests together: the first reads a prompt while the second answers, then the second answers alone.
+    let user = |request, phase, weight, tokens| StepUser { request, phase, weight, work: Work::tokens(tokens) };
+    nap();
+    run.step_of_batch();
+    run.share_step(&[user(0, Phase::Prefill, 3.0, 3), user(1, Phase::Answer, 1.0, 1)]);
+    nap();
+    run.step_of_batch();
+    run.share_step(&[user(1, Phase::Answer, 0.0, 1)]);
+    nap();
+    run.step_of_batch(); // and nobody says whose
+    run.end_batch();
     let window = run.finish();
     assert!(run.trouble().is_none() && !run.measures());
     drop(run);
@@ -340,12 +359,80 @@ fn the_phases_of_a_recorded_run_add_up_to_its_counter() {
     let verdict = ledger.verify().unwrap();
     assert!(verdict.intact() && verdict.open_runs.is_empty(), "{verdict:?}");
     let summary = Summary::of(&ledger.rows().unwrap());
-    assert_eq!((summary.runs, summary.requests, summary.total.tokens), (1, 6, 49));
+    assert_eq!((summary.n_runs, summary.n_requests, summary.total.tokens), (1, 5, 50));
+    let rows = ledger.rows().unwrap();
+    let of = |request, kind| rows.iter().filter(move |r| (r.entry.request, r.entry.kind) == (Some(request), kind));
+    let joules = |request, kind| of(request, kind).map(|r| r.entry.energy.unwrap().joules).sum::<f64>();
+    let (prompt, answer) = (joules(3, Kind::Phase(Phase::Prefill)), joules(4, Kind::Phase(Phase::Answer)));
+    assert!(prompt > 0.0 && answer > prompt / 3.0, "{prompt} J, {answer} J");
+    assert_eq!((joules(3, Kind::Request), joules(4, Kind::Request)), (prompt, answer));
     let total = &summary.total;
     assert!((total.energy.joules - window.energy.joules).abs() < 1e-9 * window.energy.joules);
     assert!((total.active_j + total.idle_j + total.load_j - window.energy.joules).abs() < 1e-9 * window.energy.joules);
     assert_eq!(total.energy.grade, Grade::E);
     assert!(total.full_j_per_token() > total.marginal_j_per_token());
+}
+
+#[test]
+fn a_ledger_that_another_program_has_locked_delays_no_phase() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let mut run = recorder(&path);
+    // The first row has been written once another connection sees it.
+    let other = Connection::open(&path).unwrap();
+    while other.query_row("SELECT count(*) FROM entry", [], |row| row.get::<_, i64>(0)).unwrap() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let begun = std::time::Instant::now();
+    for _ in 0..20 {
+        run.phase_of_request(Phase::Answer, Work::tokens(1));
+        run.end_request();
+    }
+    assert!(begun.elapsed() < PATIENCE / 5, "{:?}", begun.elapsed());
+    other.execute_batch("ROLLBACK").unwrap();
+    run.finish();
+    assert!(run.trouble().is_none());
+    let verdict = Ledger::open(&path).unwrap().verify().unwrap();
+    assert!(verdict.intact() && verdict.rows == 1 + 40 + 2, "{verdict:?}");
+}
+
+#[test]
+fn a_part_without_a_reading_makes_sums_a_lower_bound_and_shares_keep_its_seconds() {
+    use crate::meter::Board;
+    struct Silent;
+    impl Board for Silent {
+        fn name(&self) -> String {
+            "silent".into()
+        }
+        fn energy_mj(&self) -> Result<u64, String> {
+            Err("no".into())
+        }
+        fn power_mw(&self) -> Result<u32, String> {
+            Err("no".into())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let boards = Some(vec![std::sync::Arc::new(Silent) as std::sync::Arc<dyn Board>]);
+    let meter = Meter::discover(Options { root: dir.path().join("none"), boards, ..Options::default() });
+    let mut run = Recorder::start(meter, Ledger::open(&path).map(Some), "test");
+    std::thread::sleep(Duration::from_millis(5));
+    run.step_of_batch();
+    let users = [1.0, 2.0].map(|weight| StepUser {
+        request: weight as u64,
+        phase: Phase::Answer,
+        weight,
+        work: Work::tokens(1),
+    });
+    run.share_step(&users);
+    run.end_batch();
+    let window = run.so_far();
+    run.finish();
+    let summary = Summary::of(&Ledger::open(&path).unwrap().rows().unwrap());
+    let answer = &summary.phases["answer"];
+    assert!(!answer.complete() && (answer.unknown_s - window.unknown[0].seconds).abs() < 1e-9, "{answer:?}");
+    assert!(summary.caveat.is_some_and(|c| c.contains("no evidence of its own")));
 }
 
 #[test]
@@ -396,7 +483,7 @@ fn d9_prefill_thinking_and_answer_are_measured_apart() {
         let got = run.phase_of_request(phase, Work::tokens(1)).energy;
         assert!((got.joules - joules as f64).abs() < 1e-9, "{phase:?}: {got:?}");
     }
-    assert!((run.end_request().unwrap().joules - 16.0).abs() < 1e-9);
+    assert!((run.end_request().unwrap().energy.unwrap().joules - 16.0).abs() < 1e-9);
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub trait Board: Send + Sync {
     fn power_mw(&self) -> Result<u32, String>;
 }
 
-/// The boards of this machine; none without a driver.
+/// The boards of this machine; none without a driver. One that cannot be opened is a board all the same: its energy is unknown, not nothing.
 ///
 /// `library` names another file than the driver's.
 ///
@@ -52,14 +52,38 @@ pub fn boards(library: Option<&OsStr>) -> Result<Vec<Arc<dyn Board>>, String> {
         Err(LibloadingError(_) | LibraryNotFound | DriverNotLoaded) => return Ok(vec![]),
         Err(error) => return Err(format!("NVML does not start: {error}")),
     };
-    let count = nvml.device_count().map_err(|e| format!("NVML does not count its boards: {e}"))?;
-    let open = |index| -> Result<Arc<dyn Board>, String> {
+    let count = match nvml.device_count() {
+        Ok(count) => count,
+        Err(error) => return Ok(vec![Arc::new(Closed(format!("NVML does not count its boards: {error}")))]),
+    };
+    let open = |index| -> Result<NvmlBoard, String> {
         let device = nvml.device_by_index(index).map_err(|e| format!("GPU {index} cannot be opened: {e}"))?;
         let name = device.name().unwrap_or_else(|_| "GPU".into());
         let uuid = device.uuid().map_err(|e| format!("GPU {index} has no UUID: {e}"))?;
-        Ok(Arc::new(NvmlBoard { nvml: nvml.clone(), name, uuid }))
+        Ok(NvmlBoard { nvml: nvml.clone(), name, uuid })
     };
-    (0..count).map(open).collect()
+    let board = |index| match open(index) {
+        Ok(board) => Arc::new(board) as Arc<dyn Board>,
+        Err(why) => Arc::new(Closed(why)),
+    };
+    Ok((0..count).map(board).collect())
+}
+
+/// A board that is there and cannot be opened, and why.
+struct Closed(String);
+
+impl Board for Closed {
+    fn name(&self) -> String {
+        "a board that cannot be opened".into()
+    }
+
+    fn energy_mj(&self) -> Result<u64, String> {
+        Err(self.0.clone())
+    }
+
+    fn power_mw(&self) -> Result<u32, String> {
+        Err(self.0.clone())
+    }
 }
 
 /// Found again by its UUID at each look, because the index of a board changes when another one is removed.

@@ -2,7 +2,8 @@
 //!
 //! Source: the kernel's `Documentation/ABI/testing/sysfs-class-power` and `Documentation/hwmon`. A battery tells the power of the whole
 //! machine only while nothing else feeds it. Of hwmon's drivers three say plainly what they measure: `power_meter` (ACPI: the whole
-//! machine), `amdgpu` (a board's power) and `xe` (a board's energy); others name rails of unknown extent and are left out.
+//! machine), `amdgpu` (a board's power) and `xe` (a board's energy); others name rails of unknown extent and are left out. A graphics part
+//! inside a processor (`amdgpu` with the voltage of a northbridge, `in1_input`, which the driver shows there only) is counted with its package.
 
 use std::path::{Path, PathBuf};
 
@@ -105,6 +106,7 @@ impl Hwmon {
         let known = |folder: PathBuf| {
             let driver = files::line(&folder.join("name")).ok()?;
             let candidates: &[&str] = match &*driver {
+                "amdgpu" if folder.join("in1_input").exists() => return None,
                 "power_meter" | "amdgpu" => &["power1_average", "power1_input"],
                 "xe" => &["energy1_input"],
                 _ => return None,

@@ -413,6 +413,31 @@ fn hwmon_sensors_count_only_where_their_meaning_is_known() {
 }
 
 #[test]
+fn graphics_inside_a_processor_is_counted_with_its_package_and_a_board_beside_it() {
+    let fake = Fake::new();
+    fake.zone("intel-rapl:0", "package-0", 0.0);
+    for (folder, watts) in [("hwmon0", 30), ("hwmon1", 200)] {
+        fake.write(&format!("sys/class/hwmon/{folder}/name"), "amdgpu");
+        fake.write(&format!("sys/class/hwmon/{folder}/power1_average"), watts * 1_000_000);
+    }
+    fake.write("sys/class/hwmon/hwmon0/in1_input", 800);
+    let mut meter = fake.meter();
+    let start = meter.snapshot();
+    fake.joules("intel-rapl:0", 50.0);
+    let window = window(&mut meter, &start, 1.0);
+    assert_close(window.energy.joules, 50.0 + 200.0);
+}
+
+#[test]
+fn a_window_in_which_nothing_was_read_has_no_good_grade() {
+    let fake = Fake::new();
+    let mut meter = fake.meter();
+    let start = meter.snapshot();
+    let nothing = window(&mut meter, &start, 0.0);
+    assert_eq!((nothing.energy.joules, nothing.energy.grade), (0.0, Grade::E));
+}
+
+#[test]
 fn without_any_sensor_every_number_is_declared_and_follows_load() {
     let fake = Fake::new();
     let mut meter = fake.meter();
