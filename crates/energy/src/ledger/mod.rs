@@ -22,10 +22,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use serde::Serialize;
 
 pub use entry::{Entry, Kind, Phase, Work};
@@ -217,35 +217,33 @@ impl Ledger {
         db.busy_timeout(PATIENCE).map_err(failed("opened"))?;
         db.set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_LENGTH, LONGEST).map_err(failed("opened"))?;
         db.pragma_update(None, "trusted_schema", false).map_err(failed("opened"))?;
-        let number = |db: &Connection, pragma: &str| -> rusqlite::Result<i32> {
-            db.pragma_query_value(None, pragma, |row| row.get(0))
-        };
-        let id = match number(&db, "application_id") {
-            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
+        // One snapshot of all three: another program may be making the ledger at this moment.
+        let found = db.transaction().and_then(|snapshot| header(&snapshot));
+        let (id, version, tables) = match found {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
                 return Err(not_ours("no SQLite file".into()));
             }
             other => other.map_err(failed("read"))?,
         };
-        let version = number(&db, "user_version").map_err(failed("read"))?;
-        if (id, version) != (APPLICATION_ID, VERSION) {
-            let tables: i64 =
-                db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed("read"))?;
-            if id == APPLICATION_ID {
+        match (id, version) {
+            (APPLICATION_ID, VERSION) => {}
+            (APPLICATION_ID, _) => {
                 return Err(not_ours(format!("its layout is version {version}, this program knows {VERSION}")));
             }
-            if id != 0 || version != 0 || tables != 0 {
-                return Err(not_ours("an SQLite file of another program".into()));
-            }
+            (0, 0) if tables == 0 => {}
+            _ => return Err(not_ours("an SQLite file of another program".into())),
         }
-        db.pragma_update(None, "journal_mode", "wal").map_err(failed("written"))?;
+        write_ahead(&db).map_err(failed("written"))?;
         db.pragma_update(None, "synchronous", "full").map_err(failed("written"))?;
         if id == 0 {
-            // Another program may be doing the same at this moment: whoever comes second finds it done.
             let transaction =
                 db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed("written"))?;
-            transaction.execute_batch(SCHEMA).map_err(failed("written"))?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed("written"))?;
-            transaction.pragma_update(None, "user_version", VERSION).map_err(failed("written"))?;
+            // Whoever comes second finds it done.
+            if header(&transaction).map_err(failed("read"))?.0 == 0 {
+                transaction.execute_batch(SCHEMA).map_err(failed("written"))?;
+                transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed("written"))?;
+                transaction.pragma_update(None, "user_version", VERSION).map_err(failed("written"))?;
+            }
             transaction.commit().map_err(failed("written"))?;
         }
         Ok(Self { path: path.to_owned(), db })
@@ -410,6 +408,29 @@ impl Ledger {
         verdict.head = entry::hex(&hash);
         verdict.open_runs = runs.into_iter().filter(|(_, sums)| !sums.closed).map(|(run, _)| run).collect();
         Ok(verdict)
+    }
+}
+
+/// Application, version and number of tables of a file.
+fn header(db: &Connection) -> rusqlite::Result<(i32, i32, i64)> {
+    let number = |pragma: &str| db.pragma_query_value(None, pragma, |row| row.get(0));
+    let tables = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    Ok((number("application_id")?, number("user_version")?, tables))
+}
+
+/// Turns write-ahead logging on. SQLite does not wait for others here by itself.
+fn write_ahead(db: &Connection) -> rusqlite::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match db.pragma_update(None, "journal_mode", "wal") {
+            Err(error)
+                if matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+                    && begun.elapsed() < PATIENCE =>
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -243,6 +243,22 @@ fn several_programs_append_to_one_chain() {
     assert!(verdict.intact() && verdict.rows == 100, "{verdict:?}");
 }
 
+#[test]
+fn several_programs_may_make_the_ledger_at_the_same_moment() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/l");
+        std::thread::scope(|scope| {
+            for n in 1..=4 {
+                let path = &path;
+                scope.spawn(move || Ledger::open(path).unwrap().append(&[entry(n)]).unwrap());
+            }
+        });
+        let verdict = Ledger::open(&path).unwrap().verify().unwrap();
+        assert!(verdict.intact() && verdict.rows == 4, "{verdict:?}");
+    }
+}
+
 /// The child of the tests below: appends rows one by one and tells each number once its row is acknowledged.
 #[test]
 fn child() {
