@@ -27,7 +27,7 @@ use pack::{Aligned, AnyPacked, Left, LeftData, PAIR, PANEL, Packed};
 
 use crate::{
     isa::{Isa, Level, prefetch, prefetch_helps},
-    tensor::{Dtype, Storage, Tensor},
+    tensor::{Storage, Tensor},
 };
 
 /// Rows of a block: its packed strips stay in L2.
@@ -372,8 +372,8 @@ impl Form {
     fn of<E: Packable>(isa: Isa, rows: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         match (isa.0, E::DTYPE) {
-            (Level::Amx, Dtype::Bf16) if rows >= amx::MIN_ROWS => return Self::Tiles,
-            (Level::Avx512Bf16, Dtype::Bf16) => return Self::Dots,
+            (Level::Amx, crate::Dtype::Bf16) if rows >= amx::MIN_ROWS => return Self::Tiles,
+            (Level::Avx512Bf16, crate::Dtype::Bf16) => return Self::Dots,
             _ => {}
         }
         Self::Strips
