@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::{
     gemm::{
         lanes::Packable,
-        pack::{Matrix, PAIR, PANEL, Packed, with_packed},
+        pack::{AnyPacked, Matrix, PAIR, PANEL, Packed},
     },
     isa::{Isa, multi_isa},
     tensor::{Dtype, Element, with_element},
@@ -80,11 +80,17 @@ fn step_typed<E: Element>(isa: Isa, s: AdamW, p: &mut [f32], g: &[f32], m: &mut 
     });
 }
 
-/// [`step`] of a matrix `[N, K]` and, panel by panel, its compute weights anew: each number is fetched once.
+/// [`step`] of a matrix `[N, K]` and, panel by panel, its compute weights anew: each number is fetched once. Weights that were
+/// held as codes are held in bf16 from then on.
 pub fn step_matrix(isa: Isa, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments, w: &mut Matrix) {
-    match (m, v) {
-        (Moments::F32(m), Moments::F32(v)) => with_packed!(&mut w.0, w => step_packed(isa, s, p, g, m, v, w)),
-        (Moments::Bf16(m), Moments::Bf16(v)) => with_packed!(&mut w.0, w => step_packed(isa, s, p, g, m, v, w)),
+    if let AnyPacked::Fp8(codes) = &w.0 {
+        w.0 = AnyPacked::Bf16(Packed::zeros(codes.n, codes.k));
+    }
+    match (m, v, &mut w.0) {
+        (Moments::F32(m), Moments::F32(v), AnyPacked::F32(w)) => step_packed(isa, s, p, g, m, v, w),
+        (Moments::F32(m), Moments::F32(v), AnyPacked::Bf16(w)) => step_packed(isa, s, p, g, m, v, w),
+        (Moments::Bf16(m), Moments::Bf16(v), AnyPacked::F32(w)) => step_packed(isa, s, p, g, m, v, w),
+        (Moments::Bf16(m), Moments::Bf16(v), AnyPacked::Bf16(w)) => step_packed(isa, s, p, g, m, v, w),
         _ => panic!("both moments have one format"),
     }
 }

@@ -90,6 +90,12 @@ impl Isa {
         }
     }
 
+    /// Whether this path may look bytes up in registers (`VPERMI2B`).
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vbmi(self) -> bool {
+        !matches!(self.0, Level::Portable | Level::Avx2) && is_x86_feature_detected!("avx512vbmi")
+    }
+
     /// The one with this name, if this CPU has it.
     ///
     /// # Errors

@@ -93,7 +93,7 @@ impl Ops {
 
     fn input_grad(&self, dy: &Tensor, w: &Matrix, out: Out) {
         assert_eq!(dy.cols, w.n());
-        let transposed = w.transposed();
+        let transposed = w.transposed(self.isa);
         let left = Left::rows(dy, 0, rounds(w));
         let problem = Problem { m: dy.rows, left, right: &transposed.0, bias: None, out, stride: w.k() };
         gemm::run(self.isa, &[problem]);
@@ -162,8 +162,11 @@ impl Ops {
         use rayon::prelude::*;
         let stride = w[0].k();
         check_offsets(offsets, w.len(), dy.rows);
-        let transposed: Vec<_> =
-            w.par_iter().enumerate().map(|(e, w)| (offsets[e] < offsets[e + 1]).then(|| w.transposed())).collect();
+        let transposed: Vec<_> = w
+            .par_iter()
+            .enumerate()
+            .map(|(e, w)| (offsets[e] < offsets[e + 1]).then(|| w.transposed(self.isa)))
+            .collect();
         let problems: Vec<_> = transposed
             .iter()
             .enumerate()

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     AdamW, AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Moments, Ops, Sequence, Tensor,
+    formats::{from_e4m3, is_nan_e4m3},
     math::{exp, round_bf16, sum16},
     reference_dot,
 };
@@ -204,6 +205,34 @@ proptest! {
     }
 
     #[test]
+    fn a_matrix_of_codes_is_the_matrix_of_the_numbers_they_stand_for(
+        t in 0usize..70, n in 1usize..200, k in 1usize..400, powers in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let codes: Vec<u8> = values(seed, n * k).iter().map(|x| (x.to_bits() >> 7) as u8).map(|c| if is_nan_e4m3(c) { 0 } else { c }).collect();
+        let wide = k.div_ceil(128);
+        let scales: Vec<f32> = values(seed + 1, n.div_ceil(128) * wide)
+            .iter()
+            .map(|x| if powers { f32::from_bits((118 + (x.abs() * 8.0) as u32) << 23) } else { 0.01 + x.abs() })
+            .collect();
+        let number = |i: usize| round_bf16(from_e4m3(codes[i]) * scales[i / k / 128 * wide + i % k / 128]);
+        let numbers: Vec<f32> = (0..n * k).map(number).collect();
+        let (mut held, meant) = (Matrix::zeros_fp8(scales.clone(), n, k), Matrix::from_f32(Dtype::Bf16, &numbers, n, k));
+        let first = (n / 3).min(40);
+        held.set_codes(first, &codes[first * k..]);
+        held.set_codes(0, &codes[..first * k]);
+        prop_assert_eq!(held.to_vec_f32(), numbers);
+        prop_assert!(n * k < 128 * 128 || held.bytes() * 100 < meant.bytes() * 60);
+        let (x, dy) = (tensor(Dtype::Bf16, seed + 2, t, k), tensor(Dtype::F32, seed + 3, t, n));
+        let bias = values(seed + 4, n);
+        for ops in every_ops() {
+            let name = ops.isa().name();
+            prop_assert_eq!(ops.matmul(&x, &held, Some(&bias), Dtype::Bf16), ops.matmul(&x, &meant, Some(&bias), Dtype::Bf16), "{}", name);
+            prop_assert_eq!(ops.matmul(&x, &held, None, Dtype::F32), ops.matmul(&x, &meant, None, Dtype::F32), "{}", name);
+            prop_assert_eq!(ops.matmul_input_grad(&dy, &held), ops.matmul_input_grad(&dy, &meant), "{}", name);
+        }
+    }
+
+    #[test]
     fn a_matrix_stepped_panel_by_panel_is_the_step_packed_after(
         dtype in dtype(), moments in dtype(), n in 1usize..50, k in 1usize..70, seed in 0u64..1000,
     ) {
@@ -220,6 +249,13 @@ proptest! {
                 ops.adamw(s, &mut q, &g, &mut m2, &mut v2);
             }
             prop_assert!(p != start && bits(&p) == bits(&q) && m == m2 && v == v2);
+            if dtype == Dtype::Bf16 {
+                let mut codes = Matrix::zeros_fp8(vec![1.0; n.div_ceil(128) * k.div_ceil(128)], n, k);
+                let (mut p, mut m, mut v) = (q.clone(), m.clone(), v.clone());
+                ops.adamw_matrix(AdamW { lr: 0.0, ..s }, &mut p, &g, &mut m, &mut v, &mut codes);
+                prop_assert!(!codes.is_fp8());
+                prop_assert_eq!(codes.to_vec_f32(), w.to_vec_f32());
+            }
             prop_assert_eq!(bits(&w.to_vec_f32()), bits(&Matrix::from_f32(dtype, &q, n, k).to_vec_f32()));
             // What is beyond the last row and column is still zero: products read it.
             let x = Tensor::from_f32(vec![1.0; k], k).to_dtype(dtype);

@@ -12,18 +12,22 @@
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod dots;
+pub(crate) mod fp8;
 pub(crate) mod lanes;
 pub(crate) mod pack;
+
+use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
+use fp8::PackedFp8;
 use lanes::{Lanes, Packable, Plain};
-use pack::{AnyPacked, Left, LeftData, PAIR, PANEL, Packed};
+use pack::{Aligned, AnyPacked, Left, LeftData, PAIR, PANEL, Packed};
 
 use crate::{
     isa::{Isa, Level, prefetch, prefetch_helps},
-    tensor::{Dtype, Storage, Tensor},
+    tensor::{Storage, Tensor},
 };
 
 /// Rows of a block: its packed strips stay in L2.
@@ -187,12 +191,66 @@ fn k_of(b: &AnyPacked) -> usize {
 }
 
 thread_local! {
-    static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>)> = const { std::cell::RefCell::new((Vec::new(), Vec::new())) };
+    /// A packed left operand, sums, and pieces of a right operand.
+    static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>, Aligned<bf16>)> =
+        std::cell::RefCell::new((Vec::new(), Vec::new(), Aligned::zeros(0)));
 }
 
-/// Elements of K that blocks of so many rows take at a time.
-fn depth_of(rows: usize, k: usize) -> usize {
-    if rows <= THIN { k.max(1) } else { BLOCK_K }
+/// A right operand: panels of 16 columns, as they lie or made piece by piece.
+trait Panels: Sync {
+    /// What products take.
+    type E: Packable;
+    /// Whether pieces are made.
+    const MADE: bool;
+    fn k(&self) -> usize;
+    /// Some panels and pairs of `k`.
+    fn piece<'a>(
+        &'a self,
+        isa: Isa,
+        panels: Range<usize>,
+        pairs: Range<usize>,
+        scratch: &'a mut Aligned<bf16>,
+    ) -> Right<'a, Self::E>;
+
+    /// Elements of K that blocks of so many rows take at a time.
+    fn depth(&self, rows: usize) -> usize {
+        if rows <= THIN && !Self::MADE { self.k().max(1) } else { BLOCK_K }
+    }
+}
+
+impl<E: Packable> Panels for Packed<E> {
+    type E = E;
+    const MADE: bool = false;
+    fn k(&self) -> usize {
+        self.k
+    }
+    fn piece<'a>(
+        &'a self,
+        _: Isa,
+        panels: Range<usize>,
+        pairs: Range<usize>,
+        _: &'a mut Aligned<bf16>,
+    ) -> Right<'a, E> {
+        let from = (panels.start * self.pairs() + pairs.start) * PAIR;
+        Right { data: &self.data[from..], panel_stride: self.pairs() * PAIR }
+    }
+}
+
+impl Panels for PackedFp8 {
+    type E = bf16;
+    const MADE: bool = true;
+    fn k(&self) -> usize {
+        self.k
+    }
+    fn piece<'a>(
+        &'a self,
+        isa: Isa,
+        panels: Range<usize>,
+        pairs: Range<usize>,
+        scratch: &'a mut Aligned<bf16>,
+    ) -> Right<'a, bf16> {
+        self.right(isa, panels, pairs, scratch)
+    }
 }
 
 /// A left operand packed once for all columns: for each block of rows the pieces of K, one after the other.
@@ -203,47 +261,50 @@ struct Strips {
 }
 
 impl Strips {
-    fn of<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, parallel: bool) -> Self {
-        let rows = p.m.min(BLOCK_M);
-        let block = left_len::<E>(isa, rows, depth_of(rows, b.k)) * b.k.div_ceil(depth_of(rows, b.k));
+    fn of<B: Panels>(isa: Isa, p: &Problem<'_>, b: &B, parallel: bool) -> Self {
+        let (rows, k) = (p.m.min(BLOCK_M), b.k());
+        let depth = b.depth(rows);
+        let block = left_len::<B::E>(isa, rows, depth) * k.div_ceil(depth);
         let fill = |i: usize, strips: &mut [f32]| {
             let (r0, rows) = (i * BLOCK_M, (p.m - i * BLOCK_M).min(BLOCK_M));
-            pack_pieces::<E>(isa, &p.left, r0, rows, b.k, strips);
+            pack_pieces(isa, &p.left, r0, rows, b, strips);
         };
         Self { data: crate::rows::make_blocks(p.m.div_ceil(BLOCK_M), block, parallel, fill), block }
     }
 }
 
 /// Packs all pieces of K of some rows, see [`Strips`].
-fn pack_pieces<E: Packable>(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, k: usize, strips: &mut [f32]) {
-    let depth = depth_of(rows, k);
-    let piece = left_len::<E>(isa, rows, depth);
+fn pack_pieces<B: Panels>(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, b: &B, strips: &mut [f32]) {
+    let (k, depth) = (b.k(), b.depth(rows));
+    let piece = left_len::<B::E>(isa, rows, depth);
     for k0 in (0..k).step_by(depth) {
-        pack_left::<E>(isa, left, r0, rows, k0, (k - k0).min(depth), &mut strips[k0 / depth * piece..]);
+        pack_left::<B::E>(isa, left, r0, rows, k0, (k - k0).min(depth), &mut strips[k0 / depth * piece..]);
     }
 }
 
-fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, packed: Option<&Strips>) {
+fn block<B: Panels>(isa: Isa, p: &Problem<'_>, b: &B, task: &Task, packed: Option<&Strips>) {
     let (r0, r1) = task.rows;
     let rows = r1 - r0;
-    let depth = depth_of(rows, b.k);
-    let piece = left_len::<E>(isa, rows, depth);
-    SCRATCH.with_borrow_mut(|(scratch, c)| {
+    let (k, depth) = (b.k(), b.depth(rows));
+    let piece = left_len::<B::E>(isa, rows, depth);
+    // What is made stays in the first caches until it is used.
+    let step = if B::MADE { 4 * PANEL } else { BLOCK_N };
+    SCRATCH.with_borrow_mut(|(scratch, c, made)| {
         c.resize(BLOCK_M * BLOCK_N, 0.0);
         let strips = match packed {
             Some(all) => &all.data[r0 / BLOCK_M * all.block..],
             None => {
-                scratch.resize(scratch.len().max(piece * b.k.div_ceil(depth)), 0.0);
-                pack_pieces::<E>(isa, &p.left, r0, rows, b.k, scratch);
+                scratch.resize(scratch.len().max(piece * k.div_ceil(depth)), 0.0);
+                pack_pieces(isa, &p.left, r0, rows, b, scratch);
                 &scratch[..]
             }
         };
-        for c0 in (task.columns.0..task.columns.1).step_by(BLOCK_N) {
-            let columns = (task.columns.1 - c0).min(BLOCK_N);
+        for c0 in (task.columns.0..task.columns.1).step_by(step) {
+            let columns = (task.columns.1 - c0).min(step);
             let width = columns.next_multiple_of(PANEL);
             // Sums of whole panels in f32 are made where they are to lie, others beside.
             let in_place = match p.out {
-                Out::F32(out) | Out::AddF32(out) if columns == width && p.bias.is_none() && b.k > 0 => Some(out),
+                Out::F32(out) | Out::AddF32(out) if columns == width && p.bias.is_none() && k > 0 => Some(out),
                 _ => None,
             };
             let (at, stride) = match in_place {
@@ -258,11 +319,11 @@ fn block<E: Packable>(isa: Isa, p: &Problem<'_>, b: &Packed<E>, task: &Task, pac
                 }
             }
             let mut keep = matches!(p.out, Out::AddF32(_));
-            for k0 in (0..b.k).step_by(depth) {
+            for k0 in (0..k).step_by(depth) {
                 let strips = &strips[k0 / depth * piece..];
-                let from = ((c0 / PANEL) * b.pairs() + k0 / 2) * PAIR;
-                let right = Right { data: &b.data[from..], panel_stride: b.pairs() * PAIR };
-                let pairs = (b.k - k0).min(depth).div_ceil(2);
+                let pairs = (k - k0).min(depth).div_ceil(2);
+                let first = c0 / PANEL;
+                let right = b.piece(isa, first..first + width / PANEL, k0 / 2..k0 / 2 + pairs, made);
                 // SAFETY: `at` has `rows` rows of `width` columns: those of the output that only this task touches, or of `c`.
                 unsafe { tiles_at(isa, rows, width / PANEL, pairs, strips, &right, at, stride, keep) };
                 keep = true;
@@ -311,8 +372,8 @@ impl Form {
     fn of<E: Packable>(isa: Isa, rows: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         match (isa.0, E::DTYPE) {
-            (Level::Amx, Dtype::Bf16) if rows >= amx::MIN_ROWS => return Self::Tiles,
-            (Level::Avx512Bf16, Dtype::Bf16) => return Self::Dots,
+            (Level::Amx, crate::Dtype::Bf16) if rows >= amx::MIN_ROWS => return Self::Tiles,
+            (Level::Avx512Bf16, crate::Dtype::Bf16) => return Self::Dots,
             _ => {}
         }
         Self::Strips

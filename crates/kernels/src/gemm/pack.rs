@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::lanes::Packable;
+use super::{fp8::PackedFp8, lanes::Packable};
 use crate::{
     isa::Isa,
     math::round_bf16,
@@ -40,7 +40,7 @@ pub(crate) struct Aligned<E> {
     kind: std::marker::PhantomData<E>,
 }
 
-impl<E: Element> Aligned<E> {
+impl<E: bytemuck::Pod> Aligned<E> {
     pub fn zeros(len: usize) -> Self {
         let mut lines = Vec::with_capacity((len * size_of::<E>()).div_ceil(64));
         ask_for_huge_pages(lines.spare_capacity_mut());
@@ -80,14 +80,14 @@ impl<E> Clone for Aligned<E> {
     }
 }
 
-impl<E: Element> Deref for Aligned<E> {
+impl<E: bytemuck::Pod> Deref for Aligned<E> {
     type Target = [E];
     fn deref(&self) -> &[E] {
         &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 }
 
-impl<E: Element> DerefMut for Aligned<E> {
+impl<E: bytemuck::Pod> DerefMut for Aligned<E> {
     fn deref_mut(&mut self) -> &mut [E] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
@@ -214,6 +214,7 @@ pub struct Matrix(pub(crate) AnyPacked);
 pub(crate) enum AnyPacked {
     F32(Packed<f32>),
     Bf16(Packed<bf16>),
+    Fp8(PackedFp8),
 }
 
 /// Runs a body with `$p` bound to the packed matrix inside.
@@ -222,6 +223,7 @@ macro_rules! with_packed {
         match $m {
             $crate::gemm::pack::AnyPacked::F32($p) => $body,
             $crate::gemm::pack::AnyPacked::Bf16($p) => $body,
+            $crate::gemm::pack::AnyPacked::Fp8($p) => $body,
         }
     };
 }
@@ -247,9 +249,13 @@ impl Matrix {
     /// Replaces the rows from `first` on by row-major f32 values, rounded as by [`Matrix::from_f32`].
     ///
     /// # Panics
-    /// Unless `first` and the number of rows are multiples of 16; the last rows may be fewer.
+    /// Unless `first` and the number of rows are multiples of 16 (the last rows may be fewer), or if the matrix holds codes.
     pub fn set_rows(&mut self, first: usize, rows: &[f32]) {
-        with_packed!(&mut self.0, p => p.set_rows(first, rows));
+        match &mut self.0 {
+            AnyPacked::F32(p) => p.set_rows(first, rows),
+            AnyPacked::Bf16(p) => p.set_rows(first, rows),
+            AnyPacked::Fp8(_) => panic!("codes come with their scales"),
+        }
     }
 
     /// Rows N (outputs).
@@ -262,17 +268,46 @@ impl Matrix {
         with_packed!(&self.0, p => p.k)
     }
 
-    /// Number format.
+    /// Of E4M3 codes, for now zero, with the f32 scales of their 128 × 128 blocks, `[⌈N / 128⌉, ⌈K / 128⌉]`: one byte for a weight. An
+    /// element is the bf16 number `round(code · scale)`.
+    ///
+    /// # Panics
+    /// If there are not as many scales.
+    pub fn zeros_fp8(scales: Vec<f32>, n: usize, k: usize) -> Self {
+        Self(AnyPacked::Fp8(PackedFp8::zeros(scales, n, k)))
+    }
+
+    /// Replaces the codes of the rows from `first` on, row-major.
+    ///
+    /// # Panics
+    /// If the matrix holds no codes, or there are no such rows.
+    pub fn set_codes(&mut self, first: usize, codes: &[u8]) {
+        match &mut self.0 {
+            AnyPacked::Fp8(p) => p.set_codes(first, codes),
+            AnyPacked::F32(_) | AnyPacked::Bf16(_) => panic!("a matrix of {:?} takes no codes", self.dtype()),
+        }
+    }
+
+    /// Whether it holds codes of one byte.
+    pub fn is_fp8(&self) -> bool {
+        matches!(self.0, AnyPacked::Fp8(_))
+    }
+
+    /// Number format of the elements as products take them.
     pub fn dtype(&self) -> Dtype {
         match self.0 {
             AnyPacked::F32(_) => Dtype::F32,
-            AnyPacked::Bf16(_) => Dtype::Bf16,
+            AnyPacked::Bf16(_) | AnyPacked::Fp8(_) => Dtype::Bf16,
         }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        with_packed!(&self.0, p => p.data.len()) * self.dtype().size()
+        match &self.0 {
+            AnyPacked::F32(p) => p.data.len() * 4,
+            AnyPacked::Bf16(p) => p.data.len() * 2,
+            AnyPacked::Fp8(p) => p.bytes(),
+        }
     }
 
     /// Row `n` as f32 into `row` (`[K]`).
@@ -290,8 +325,9 @@ impl Matrix {
         out
     }
 
-    pub(crate) fn transposed(&self) -> Self {
+    pub(crate) fn transposed(&self, isa: Isa) -> Self {
         Self(match &self.0 {
+            AnyPacked::Fp8(p) => AnyPacked::Bf16(p.to_bf16(isa).transposed()),
             AnyPacked::F32(p) => AnyPacked::F32(p.transposed()),
             AnyPacked::Bf16(p) => AnyPacked::Bf16(p.transposed()),
         })

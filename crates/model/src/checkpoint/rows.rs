@@ -197,16 +197,41 @@ impl<'a> Rows<'a> {
             }
             at = end;
         }
-        if bad {
-            let at = codes.iter().position(|c| is_nan_e4m3(*c)).unwrap_or_default();
-            return Err(CheckpointError::Value {
-                path: self.view().path.into(),
-                name: self.view().name.into(),
-                found: format!("NaN (code {:#04x}) in row {row}, column {}", codes[at], first + at),
-                expected: "numbers; the file is damaged",
-            });
+        if bad { Err(self.not_a_number(row, first, codes)) } else { Ok(()) }
+    }
+
+    /// The scales of a matrix of FP8 codes whose rows are read in the order in which they are stored, `[⌈N / 128⌉, ⌈K / 128⌉]`.
+    pub fn scales(&self) -> Option<&[f32]> {
+        match self.order {
+            RowOrder::Stored => self.scales.as_deref(),
+            RowOrder::Halves(_) => None,
         }
-        Ok(())
+    }
+
+    /// The codes of whole rows, as they are stored.
+    ///
+    /// # Errors
+    /// As [`Rows::read`].
+    ///
+    /// # Panics
+    /// Unless [`Rows::scales`] has some.
+    pub fn codes(&self, rows: Range<usize>) -> Result<&'a [u8], CheckpointError> {
+        assert!(self.scales().is_some());
+        let codes = &self.stored.view.bytes[rows.start * self.cols..rows.end * self.cols];
+        match codes.iter().position(|c| is_nan_e4m3(*c)) {
+            Some(at) => Err(self.not_a_number(rows.start + at / self.cols, at % self.cols, &codes[at..=at])),
+            None => Ok(codes),
+        }
+    }
+
+    fn not_a_number(&self, row: usize, first: usize, codes: &[u8]) -> CheckpointError {
+        let at = codes.iter().position(|c| is_nan_e4m3(*c)).unwrap_or_default();
+        CheckpointError::Value {
+            path: self.view().path.into(),
+            name: self.view().name.into(),
+            found: format!("NaN (code {:#04x}) in row {row}, column {}", codes[at], first + at),
+            expected: "numbers; the file is damaged",
+        }
     }
 
     /// Stored floats from element `first` on.
