@@ -5,7 +5,7 @@
 
 use std::{convert::Infallible, hint::black_box};
 
-use jevons_kernels::{Dtype, Matrix, Ops, Tensor};
+use jevons_kernels::{Dtype, Matrix, Ops, Tensor, formats::ScaleFormat};
 
 use crate::{
     BenchError, Event, Phase, Report, Row, Settings,
@@ -38,17 +38,19 @@ pub(crate) fn run(
     report: &mut Report,
     observe: &mut dyn FnMut(Event),
 ) -> Result<(), BenchError> {
-    for dtype in [Dtype::Bf16, Dtype::F32] {
+    for weights in Weights::ALL {
         for &shape in &settings.shapes {
             let [m, n, k] = shape;
             let name = format!("{m} x {n} x {k}");
             observe(Event::Now(format!("product {name}")));
-            let work = work(shape, dtype);
+            let work = work(shape, weights);
             match room(settings, shape, work.flop) {
-                Err(reason) => report.leave_out(Phase::Gemm, format!("{} {name}", name_of(dtype)), reason),
+                Err(reason) => report.leave_out(Phase::Gemm, format!("{} {name}", weights.name()), reason),
                 Ok(()) => {
-                    let times = times(ops, settings, shape, dtype);
-                    report.rows.push(Row::new(Phase::Gemm, name, dtype, work, times, &report.limits));
+                    let times = times(ops, settings, shape, weights);
+                    let mut row = Row::new(Phase::Gemm, name, weights.dtype(), work, times, &report.limits);
+                    row.format = weights.name();
+                    report.rows.push(row);
                 }
             }
             observe(Event::Done);
@@ -57,9 +59,48 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn work([m, n, k]: [usize; 3], dtype: Dtype) -> Work {
+/// Formats of weights that are measured.
+pub(crate) const FORMATS: usize = Weights::ALL.len();
+
+/// Right operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    Bf16,
+    /// E4M3 codes with a scale per 128 × 128 block, multiplied by bf16.
+    Fp8,
+    F32,
+}
+
+impl Weights {
+    const ALL: [Self; 3] = [Self::Bf16, Self::Fp8, Self::F32];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fp8 => "fp8",
+            other => name_of(other.dtype()),
+        }
+    }
+
+    /// Of left operands and results.
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::Bf16 | Self::Fp8 => Dtype::Bf16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
+    fn bytes(self, n: f64, k: f64) -> f64 {
+        match self {
+            Self::Fp8 => n * k + 4.0 * (n / 128.0).ceil() * (k / 128.0).ceil(),
+            other => n * k * other.dtype().size() as f64,
+        }
+    }
+}
+
+fn work([m, n, k]: [usize; 3], weights: Weights) -> Work {
     let [m, n, k] = [m, n, k].map(|d| d as f64);
-    Work { tokens: None, flop: 2.0 * m * n * k, bytes: (m * k + n * k + m * n) * dtype.size() as f64 }
+    let bytes = (m * k + m * n) * weights.dtype().size() as f64 + weights.bytes(n, k);
+    Work { tokens: None, flop: 2.0 * m * n * k, bytes }
 }
 
 fn room(settings: &Settings, [m, n, k]: [usize; 3], flop: f64) -> Result<(), String> {
@@ -77,16 +118,20 @@ fn room(settings: &Settings, [m, n, k]: [usize; 3], flop: f64) -> Result<(), Str
     }
 }
 
-fn times(ops: &Ops, settings: &Settings, [m, n, k]: [usize; 3], dtype: Dtype) -> Times {
+fn times(ops: &Ops, settings: &Settings, [m, n, k]: [usize; 3], weights: Weights) -> Times {
+    let dtype = weights.dtype();
     // The values do not matter to the time, as long as none is subnormal.
     let values = |len: usize| (0..len).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect::<Vec<_>>();
     let x = Tensor::from_f32(values(m * k), k).to_dtype(dtype);
-    let w = Matrix::from_f32(dtype, &values(n * k), n, k);
+    let w = match weights {
+        Weights::Fp8 => Matrix::quantized(ScaleFormat::F32, &values(n * k), n, k),
+        _ => Matrix::from_f32(dtype, &values(n * k), n, k),
+    };
     let beyond = if settings.quick { BEYOND_CACHES / 16 } else { BEYOND_CACHES };
     let copies = if m <= FEW_ROWS { beyond.div_ceil(w.bytes().max(1)) } else { 1 };
-    let weights = vec![w; copies];
+    let copies = vec![w; copies];
     let Ok(times) = repeat(settings.budget(), |run| {
-        let w = &weights[run % copies];
+        let w = &copies[run % copies.len()];
         Ok::<_, Infallible>(seconds(|| black_box(ops.matmul(&x, w, None, dtype))))
     });
     times
@@ -98,9 +143,10 @@ mod tests {
 
     #[test]
     fn the_work_of_a_product_is_counted_in_its_format() {
-        let of = |dtype| work([2, 3, 5], dtype);
-        assert_eq!(of(Dtype::Bf16), Work { tokens: None, flop: 60.0, bytes: 62.0 });
-        assert_eq!(of(Dtype::F32).bytes, 124.0);
+        let of = |weights| work([2, 3, 5], weights);
+        assert_eq!(of(Weights::Bf16), Work { tokens: None, flop: 60.0, bytes: 62.0 });
+        assert_eq!(of(Weights::F32).bytes, 124.0);
+        assert_eq!(of(Weights::Fp8).bytes, 32.0 + 15.0 + 4.0);
     }
 
     #[test]
@@ -111,7 +157,10 @@ mod tests {
             assert!(room(&settings, huge, 1.0).unwrap_err().contains("MB are free"));
         }
         let quick = Settings::new(vec![Phase::Gemm], true);
-        assert_eq!(room(&quick, [4096; 3], work([4096; 3], Dtype::F32).flop).unwrap_err(), "too large for a quick run");
+        assert_eq!(
+            room(&quick, [4096; 3], work([4096; 3], Weights::F32).flop).unwrap_err(),
+            "too large for a quick run"
+        );
         assert_eq!(room(&quick, [1, 1, 1], 2.0), Ok(()));
     }
 }

@@ -75,7 +75,7 @@ impl Settings {
             Phase::Prefill => self.prefill_tokens.len(),
             Phase::Decode => self.decode_contexts.len() * self.decode_batches.len(),
             Phase::Train => 1,
-            Phase::Gemm => 2 * self.shapes.len(),
+            Phase::Gemm => gemm::FORMATS * self.shapes.len(),
         };
         2 + self.phases.iter().map(rows).sum::<usize>()
     }

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use jevons_kernels::{Dtype, random::philox4x32};
 use jevons_layers::{Keep, ParamId};
 use jevons_model::{
-    Config, Extend, KvCache, MlaForm, Model, Precision,
+    Config, Extend, KvCache, LoadOptions, MlaForm, Model, Precision,
     account::{Flop, Pass, WeightFormat},
     config::Attention,
 };
@@ -31,21 +31,26 @@ pub const SEED: u64 = 1;
 /// Tokens of a prompt that are read at a time where reading it is not what is measured.
 const CHUNK: usize = 512;
 
-/// A model of this shape with random weights, in bf16 unless told otherwise.
+/// A model of this shape with random weights, in bf16 unless told otherwise; of the options precision, form and `quantize` count.
 ///
 /// # Errors
 /// As [`check_weights`] and [`Model::random`].
-pub fn random(config: Config, precision: Option<Precision>, mla: Option<MlaForm>) -> Result<Model, BenchError> {
-    check_weights(&config, precision)?;
-    Ok(Model::random(config, precision.unwrap_or(Precision::Bf16), mla, SEED)?)
+pub fn random(config: Config, options: &LoadOptions<'_>) -> Result<Model, BenchError> {
+    check_weights(&config, options)?;
+    Ok(Model::random(config, options.precision.unwrap_or(Precision::Bf16), options.mla, options.quantize, SEED)?)
 }
 
 /// Whether there is memory for what [`random`] makes.
 ///
 /// # Errors
 /// [`BenchError::Memory`] if not.
-pub fn check_weights(config: &Config, precision: Option<Precision>) -> Result<(), BenchError> {
-    let format = format_of(precision.unwrap_or(Precision::Bf16));
+pub fn check_weights(config: &Config, options: &LoadOptions<'_>) -> Result<(), BenchError> {
+    let format = match (options.quantize, options.precision) {
+        (Some(quantize), _) if quantize.head => WeightFormat::Fp8Head,
+        (Some(_), _) => WeightFormat::Fp8,
+        (None, Some(Precision::F32)) => WeightFormat::F32,
+        (None, _) => WeightFormat::Bf16,
+    };
     check_free("the model's weights", config.account().total().bytes(format))
 }
 
@@ -53,13 +58,6 @@ fn check_free(what: &str, needed: u64) -> Result<(), BenchError> {
     match jevons_sys::available_memory_bytes() {
         Some(available) if needed > available => Err(BenchError::Memory { what: what.into(), needed, available }),
         _ => Ok(()),
-    }
-}
-
-fn format_of(precision: Precision) -> WeightFormat {
-    match precision {
-        Precision::F32 => WeightFormat::F32,
-        Precision::Bf16 => WeightFormat::Bf16,
     }
 }
 
@@ -76,6 +74,7 @@ pub(crate) fn run(
         active_parameters: config.active_parameters(),
         weight_bytes: model.weights().bytes(),
         precision: name_of(model.precision().dtype()),
+        weights: model.weight_format(),
         mla: matches!(config.attention, Attention::Mla { .. }).then(|| match model.mla_form() {
             MlaForm::Expanded => "expanded",
             MlaForm::Absorbed => "absorbed",
@@ -95,7 +94,7 @@ pub(crate) fn run(
 }
 
 fn pass(model: &Model, sequences: usize, new: usize, before: usize) -> Work {
-    let pass = model.config().account().pass(sequences, new, before, model.mla_form(), format_of(model.precision()));
+    let pass = model.config().account().pass(sequences, new, before, model.mla_form(), model.weight_format());
     // `None` is for a form that the model lacks, and it runs in this one.
     let Pass { flop, bytes } = pass.unwrap_or(Pass { flop: Flop { weights: 0.0, attention: 0.0 }, bytes: 0.0 });
     Work { tokens: Some(sequences * new), flop: flop.total(), bytes }
@@ -213,7 +212,11 @@ fn train(
             let work = Work {
                 tokens: Some(tokens),
                 flop: account.training_flop_per_token(length).total() * tokens as f64,
-                bytes: account.step_bytes(format_of(model.precision())),
+                // Codes become bf16 at the first step.
+                bytes: account.step_bytes(match model.precision() {
+                    Precision::F32 => WeightFormat::F32,
+                    Precision::Bf16 => WeightFormat::Bf16,
+                }),
             };
             // As `jevons train` does.
             jevons_sys::keep_freed_memory();

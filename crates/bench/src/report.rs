@@ -1,6 +1,7 @@
 //! What a measurement says, for people and as JSON.
 
 use jevons_kernels::{Dtype, Ops};
+use jevons_model::account::WeightFormat;
 use jevons_sys::machine::{Cpu, Load, Machine};
 use serde::Serialize;
 
@@ -57,7 +58,7 @@ pub struct Row {
     pub phase: Phase,
     /// Its size, for people.
     pub name: String,
-    /// `f32` or `bf16`: the operands of its products.
+    /// `f32` or `bf16`: the operands of its products; `fp8`: bf16 times FP8 weights.
     pub format: &'static str,
     /// Of one run.
     pub work: Work,
@@ -144,6 +145,8 @@ pub struct Measured {
     pub weight_bytes: usize,
     /// `f32` or `bf16`.
     pub precision: &'static str,
+    /// Format in which its weights are held.
+    pub weights: WeightFormat,
     /// Form of its latent attention; `None` for models without.
     pub mla: Option<&'static str>,
     /// Longest context, in tokens.

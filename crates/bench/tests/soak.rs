@@ -42,7 +42,7 @@ struct Seen {
 
 fn round(neighbours: usize) -> Seen {
     let config = Config::from_json(CONFIG).unwrap();
-    let model = Model::random(config, Precision::Bf16, Some(MlaForm::Expanded), 7).unwrap();
+    let model = Model::random(config, Precision::Bf16, Some(MlaForm::Expanded), None, 7).unwrap();
     let masters = model.specs().iter().enumerate();
     let masters = masters.map(|(i, s)| (!s.is_always_f32()).then(|| state::values(&model, ParamId(i)))).collect();
     let mut trainer = Trainer::new(model, Optimizer::new(masters, Dtype::F32), StepSettings::new(2));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use jevons_infer::Sampling;
-use jevons_model::{Adapter, LoadOptions, MlaForm, Precision};
+use jevons_model::{Adapter, LoadOptions, MlaForm, Precision, Quantize, config::ScaleFormat};
 
 /// Of every command that computes.
 #[derive(Clone, Debug, Default, Args)]
@@ -14,6 +14,9 @@ pub struct ComputeArgs {
     /// Number format of matrix products [default: what is stored]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArg>,
+    /// Hold weights in FP8 (E4M3, a scale per 128 x 128 block), one byte each, whatever is stored: the linears, or the output head too
+    #[arg(long, value_enum, value_name = "WHAT")]
+    quantize: Option<QuantizeArg>,
     /// Form of latent attention: keys and values per head, or one latent vector for all (a far smaller cache) [default: by the size
     /// of the longest context's cache]
     #[arg(long, value_enum)]
@@ -30,6 +33,14 @@ pub struct ComputeArgs {
 enum PrecisionArg {
     F32,
     Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum QuantizeArg {
+    /// The linears of attention, feed-forward and experts, as DeepSeek publishes them
+    Fp8,
+    /// Those and the output head
+    Fp8Head,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -64,6 +75,9 @@ impl ComputeArgs {
             }),
             mtp: false,
             adapter,
+            quantize: self
+                .quantize
+                .map(|q| Quantize { scale: ScaleFormat::F32, head: matches!(q, QuantizeArg::Fp8Head) }),
         }
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     AdamW, AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Moments, Ops, Sequence, Tensor,
-    formats::{from_e4m3, is_nan_e4m3},
+    formats::{ScaleFormat, block_scale, from_e4m3, is_nan_e4m3, to_e4m3},
     math::{exp, round_bf16, sum16},
     reference_dot,
 };
@@ -230,6 +230,30 @@ proptest! {
             prop_assert_eq!(ops.matmul(&x, &held, None, Dtype::F32), ops.matmul(&x, &meant, None, Dtype::F32), "{}", name);
             prop_assert_eq!(ops.matmul_input_grad(&dy, &held), ops.matmul_input_grad(&dy, &meant), "{}", name);
         }
+    }
+
+    #[test]
+    fn codes_are_the_nearest_under_the_scales_of_their_blocks(
+        n in 1usize..300, k in 1usize..300, powers in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let format = if powers { ScaleFormat::Ue8m0 } else { ScaleFormat::F32 };
+        // Blocks of zeros and of tiny numbers too.
+        let size = |i: usize| [1.0, 0.0, 1e-6, 1e3][(i / k / 128 + i % k / 128) % 4];
+        let x: Vec<f32> = values(seed, n * k).iter().enumerate().map(|(i, x)| x * size(i)).collect();
+        let mut meant = vec![0.0; n * k];
+        for (r, c) in (0..n).step_by(128).flat_map(|r| (0..k).step_by(128).map(move |c| (r, c))) {
+            let block: Vec<usize> =
+                (r..n.min(r + 128)).flat_map(|r| (c..k.min(c + 128)).map(move |c| r * k + c)).collect();
+            let scale = block_scale(block.iter().fold(0.0, |max: f32, i| max.max(x[*i].abs())), format);
+            block.iter().for_each(|i| meant[*i] = round_bf16(from_e4m3(to_e4m3(x[*i] / scale)) * scale));
+        }
+        let whole = Matrix::quantized(format, &x, n, k);
+        prop_assert_eq!(bits(&whole.to_vec_f32()), bits(&meant));
+        let mut pieces = Matrix::quantized(format, &vec![1.0; n * k], n, k);
+        for first in (0..n).step_by(128) {
+            pieces.quantize_rows(first, &x[first * k..n.min(first + 128) * k], format);
+        }
+        prop_assert_eq!(bits(&pieces.to_vec_f32()), bits(&meant));
     }
 
     #[test]

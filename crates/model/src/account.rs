@@ -86,6 +86,20 @@ pub enum WeightFormat {
     /// As DeepSeek-V3 is published: matrices of attention and feed-forward layers take a byte per number and an f32
     /// scale per block of 128 × 128; embedding, head, gates and gains stay bf16, selection biases f32.
     Fp8,
+    /// The same with the output head in FP8 too.
+    Fp8Head,
+}
+
+impl WeightFormat {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "FP8",
+            Self::Fp8Head => "FP8, the head too",
+        }
+    }
 }
 
 /// Numbers and bytes of some tensors.
@@ -101,6 +115,8 @@ pub struct Size {
     pub bf16_bytes: u64,
     /// Bytes in [`WeightFormat::Fp8`].
     pub fp8_bytes: u64,
+    /// Bytes in [`WeightFormat::Fp8Head`].
+    pub fp8_head_bytes: u64,
 }
 
 impl Size {
@@ -110,18 +126,20 @@ impl Size {
             WeightFormat::F32 => self.f32_bytes,
             WeightFormat::Bf16 => self.bf16_bytes,
             WeightFormat::Fp8 => self.fp8_bytes,
+            WeightFormat::Fp8Head => self.fp8_head_bytes,
         }
     }
 
-    fn of(name: &str, shape: &[usize], fp8: bool) -> Self {
+    fn of(name: &str, shape: &[usize], fp8: bool, head: bool) -> Self {
         let n: u64 = shape.iter().map(|&d| d as u64).product();
         let bf16_bytes = if TensorSpec::name_is_always_f32(name) { 4 * n } else { 2 * n };
-        let fp8_bytes = match *shape {
-            [rows, columns] if fp8 => n + 4 * (rows.div_ceil(FP8_BLOCK) * columns.div_ceil(FP8_BLOCK)) as u64,
+        let stored = |in_fp8: bool| match *shape {
+            [rows, columns] if in_fp8 => n + 4 * (rows.div_ceil(FP8_BLOCK) * columns.div_ceil(FP8_BLOCK)) as u64,
             _ => bf16_bytes,
         };
+        let (fp8_bytes, fp8_head_bytes) = (stored(fp8), stored(fp8 || head));
         let in_matrices = if shape.len() == 2 { n } else { 0 };
-        Self { parameters: n, in_matrices, f32_bytes: 4 * n, bf16_bytes, fp8_bytes }
+        Self { parameters: n, in_matrices, f32_bytes: 4 * n, bf16_bytes, fp8_bytes, fp8_head_bytes }
     }
 
     /// Field by field.
@@ -132,6 +150,7 @@ impl Size {
             f32_bytes: f(self.f32_bytes, other.f32_bytes),
             bf16_bytes: f(self.bf16_bytes, other.bf16_bytes),
             fp8_bytes: f(self.fp8_bytes, other.fp8_bytes),
+            fp8_head_bytes: f(self.fp8_head_bytes, other.fp8_head_bytes),
         }
     }
 
@@ -176,6 +195,11 @@ impl Flop {
     }
 }
 
+/// Name of the matrix that makes logits: the head, or an embedding that is `tied` to it.
+pub(crate) fn head_name(tied: bool) -> &'static str {
+    if tied { "model.embed_tokens.weight" } else { "lm_head.weight" }
+}
+
 /// What a forward pass must do at least.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Pass {
@@ -201,7 +225,7 @@ impl Config {
         let mut mtp_routed = Size::default();
         self.for_each_tensor(&mut |name, shape| {
             let (mut component, fp8) = Component::of(&name);
-            let size = Size::of(&name, shape, fp8);
+            let size = Size::of(&name, shape, fp8, name == self.head_name());
             if self.is_mtp_tensor(&name) {
                 if component == Component::RoutedExperts {
                     mtp_routed = mtp_routed.plus(size);
@@ -227,6 +251,11 @@ impl Config {
         };
         let parts = Component::ALL.map(part).into_iter().filter(|p| p.total.parameters > 0).collect();
         Account { config: self, parts }
+    }
+
+    /// Name of the matrix that makes logits.
+    pub(crate) fn head_name(&self) -> &'static str {
+        head_name(self.tie_word_embeddings)
     }
 
     /// Whether a tensor of [`Config::tensors`] belongs to a layer of multi-token prediction.
@@ -268,7 +297,7 @@ impl Account<'_> {
     pub fn stored(&self) -> Size {
         let all = self.parts.iter().fold(Size::default(), |sum, p| sum.plus(p.total));
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        let copy = |sum: Size, (name, _): &(String, _)| sum.plus(Size::of(name, &shape, false));
+        let copy = |sum: Size, (name, _): &(String, _)| sum.plus(Size::of(name, &shape, false, false));
         self.config.mtp_copies().iter().fold(all, copy)
     }
 

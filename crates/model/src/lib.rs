@@ -14,4 +14,5 @@ pub use adapter::Adapter;
 pub use config::{Config, MlaForm};
 pub use model::{
     Extend, KvCache, LoadOptions, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision,
+    Quantize,
 };

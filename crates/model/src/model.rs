@@ -12,6 +12,7 @@ use std::{
 
 use jevons_kernels::{
     AdamW, Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Moments, Ops, Scoring, Tensor,
+    formats::ScaleFormat,
 };
 use jevons_layers::{
     self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
@@ -20,6 +21,7 @@ use jevons_layers::{
 use rayon::prelude::*;
 
 use crate::{
+    account::{Component, WeightFormat},
     adapter::{Adapter, AdapterError, Direction},
     checkpoint::{Checkpoint, CheckpointError},
     config::{self, Config, ConfigError, MlaForm, TensorSpec, TopkMethod},
@@ -55,6 +57,24 @@ pub struct LoadOptions<'a> {
     pub mtp: bool,
     /// Merged into the weights before they are rounded.
     pub adapter: Option<&'a Adapter>,
+    /// Makes FP8 of weights that are stored otherwise; products are then those of bf16. `None`: the format of the stored weights.
+    pub quantize: Option<Quantize>,
+}
+
+/// Which matrices become E4M3 codes with a scale per 128 × 128 block, as they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantize {
+    /// Of the scales.
+    pub scale: ScaleFormat,
+    /// The output head too, and the embedding where it is the same matrix. Without: what DeepSeek publishes in FP8, the linears of
+    /// attention, feed-forward and experts.
+    pub head: bool,
+}
+
+impl Quantize {
+    pub(crate) fn takes(self, config: &Config, spec: &TensorSpec) -> bool {
+        spec.shape.len() == 2 && (Component::in_fp8(&spec.name) || self.head && spec.name == config.head_name())
+    }
 }
 
 /// Why a model cannot be loaded.
@@ -72,6 +92,11 @@ pub enum ModelError {
     /// `JEVONS_ISA`
     #[error("{0}")]
     Isa(String),
+    /// FP8 weights and f32 products.
+    #[error(
+        "weights cannot be FP8 codes where products take f32 operands; leave out one of the two, or choose precision bf16"
+    )]
+    QuantizeInF32,
 }
 
 impl From<Infallible> for ModelError {
@@ -230,16 +255,25 @@ impl Model {
         let config = if options.mtp { config } else { config.without_mtp() };
         let form = options.mla.unwrap_or_else(|| config.default_mla_form());
         let stored = if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
-        let precision = options.precision.unwrap_or(stored);
+        let precision = options.precision.unwrap_or(if options.quantize.is_some() { Precision::Bf16 } else { stored });
+        if options.quantize.is_some() && precision == Precision::F32 {
+            return Err(ModelError::QuantizeInF32);
+        }
+        let quantize = options.quantize;
         let changed: HashSet<&str> =
             options.adapter.iter().flat_map(|adapter| adapter.targets().map(|(name, ..)| name)).collect();
         Self::build(config, precision, form, |config, _, spec| match options.adapter {
             Some(adapter) if changed.contains(spec.name.as_str()) => {
                 let mut values = file.read_f32(&spec.name, &spec.shape)?;
                 adapter.apply(spec, &mut values, Direction::Merge)?;
-                Ok::<_, ModelError>(param(config, precision, form, spec, &values))
+                Ok::<_, ModelError>(match (&spec.shape[..], quantize.filter(|q| q.takes(config, spec))) {
+                    (&[n, k], Some(q)) if !is_absorbed(form, spec) => {
+                        Param::Matrix(Matrix::quantized(q.scale, &values, n, k))
+                    }
+                    _ => param(config, precision, form, spec, &values),
+                })
             }
-            _ => Ok(stored_param(config, precision, form, spec, file)?),
+            _ => Ok(stored_param(config, precision, form, spec, file, quantize)?),
         })
     }
 
@@ -314,6 +348,18 @@ impl Model {
     /// Number format of its products.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Format in which its linears are held.
+    pub fn weight_format(&self) -> WeightFormat {
+        let is_fp8 = |param: &Param| matches!(param, Param::Matrix(m) if m.is_fp8());
+        let params = self.weights.params();
+        match self.precision {
+            Precision::F32 => WeightFormat::F32,
+            Precision::Bf16 if is_fp8(&params[self.head.0]) => WeightFormat::Fp8Head,
+            Precision::Bf16 if params.iter().any(is_fp8) => WeightFormat::Fp8,
+            Precision::Bf16 => WeightFormat::Bf16,
+        }
     }
 
     /// Form of its latent attention; `Expanded` for models without.
@@ -603,6 +649,7 @@ fn stored_param(
     mla: MlaForm,
     spec: &TensorSpec,
     file: &Checkpoint<'_>,
+    quantize: Option<Quantize>,
 ) -> Result<Param, CheckpointError> {
     let stored = file.rows(&spec.name, &spec.shape)?;
     let (n, k) = match spec.shape[..] {
@@ -627,29 +674,41 @@ fn stored_param(
         }
         return Ok(Param::Matrix(matrix));
     }
-    let matrix = matrix_in_pieces(precision, n, k, |rows, piece| {
+    let quantize = quantize.filter(|q| q.takes(config, spec)).map(|q| q.scale);
+    let matrix = matrix_in_pieces(precision, quantize, n, k, |rows, piece| {
         stored.read(rows.clone(), piece)?;
         release(rows.end);
+        if quantize.is_some() && !piece.iter().all(|x| x.is_finite()) {
+            return Err(stored.not_finite(&rows));
+        }
         Ok::<_, CheckpointError>(())
     });
     Ok(Param::Matrix(matrix?))
 }
 
-/// A packed matrix `[n, k]` whose rows `read` gives as f32, some at a time, row-major.
+/// A packed matrix `[n, k]`, of codes if `quantize` says so, whose rows `read` gives as f32, some at a time, row-major.
 pub(crate) fn matrix_in_pieces<E>(
     precision: Precision,
+    quantize: Option<ScaleFormat>,
     n: usize,
     k: usize,
     mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<Matrix, E> {
-    let mut matrix = Matrix::zeros(precision.dtype(), n, k);
-    let rows = (PIECE / k.max(1)).next_multiple_of(16);
+    let block = config::Quantization::BLOCK;
+    let (mut matrix, whole) = match quantize {
+        Some(_) => (Matrix::zeros_fp8(vec![0.0; n.div_ceil(block) * k.div_ceil(block)], n, k), block),
+        None => (Matrix::zeros(precision.dtype(), n, k), 16),
+    };
+    let rows = (PIECE / k.max(1)).next_multiple_of(whole).max(whole);
     let mut piece = vec![0.0; rows.min(n) * k];
     for first in (0..n).step_by(rows) {
         let end = n.min(first + rows);
         let piece = &mut piece[..(end - first) * k];
         read(first..end, piece)?;
-        matrix.set_rows(first, piece);
+        match quantize {
+            Some(scale) => matrix.quantize_rows(first, piece, scale),
+            None => matrix.set_rows(first, piece),
+        }
     }
     Ok(matrix)
 }

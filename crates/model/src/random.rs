@@ -5,32 +5,50 @@
 
 use std::convert::Infallible;
 
-use jevons_kernels::random::philox4x32;
+use jevons_kernels::{formats::ScaleFormat, random::philox4x32};
 use jevons_layers::Param;
 
-use crate::{Config, MlaForm, Model, ModelError, Precision, config::TensorSpec, model};
+use crate::{Config, MlaForm, Model, ModelError, Precision, Quantize, config::TensorSpec, model};
 
 impl Model {
     /// A model with random weights, made directly in their packed form: it takes the memory of the weights and a few MB. `mla`: `None`
     /// is [`Config::default_mla_form`]. Multi-token prediction is left out.
     ///
     /// # Errors
-    /// [`ModelError::Isa`] for an unknown `JEVONS_ISA`.
-    pub fn random(config: Config, precision: Precision, mla: Option<MlaForm>, seed: u64) -> Result<Self, ModelError> {
+    /// [`ModelError::Isa`] for an unknown `JEVONS_ISA`, [`ModelError::QuantizeInF32`].
+    pub fn random(
+        config: Config,
+        precision: Precision,
+        mla: Option<MlaForm>,
+        quantize: Option<Quantize>,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        if quantize.is_some() && precision == Precision::F32 {
+            return Err(ModelError::QuantizeInF32);
+        }
         let config = config.without_mtp();
         let form = mla.unwrap_or_else(|| config.default_mla_form());
         Self::build(config, precision, form, |config, id, spec| {
-            Ok::<_, Infallible>(random(config, precision, form, id.0, spec, seed))
+            let quantize = quantize.filter(|q| q.takes(config, spec)).map(|q| q.scale);
+            Ok::<_, Infallible>(random(config, precision, form, quantize, id.0, spec, seed))
         })
     }
 }
 
-fn random(config: &Config, precision: Precision, mla: MlaForm, id: usize, spec: &TensorSpec, seed: u64) -> Param {
+fn random(
+    config: &Config,
+    precision: Precision,
+    mla: MlaForm,
+    quantize: Option<ScaleFormat>,
+    id: usize,
+    spec: &TensorSpec,
+    seed: u64,
+) -> Param {
     // Uniform numbers reach √3 times as far as they deviate.
     let reach = config.initializer_range * 3f32.sqrt();
     match spec.shape[..] {
         [n, k] if !model::is_absorbed(mla, spec) => {
-            let matrix = model::matrix_in_pieces(precision, n, k, |rows, piece| {
+            let matrix = model::matrix_in_pieces(precision, quantize, n, k, |rows, piece| {
                 fill(seed, id, rows.start * k, reach, piece);
                 Ok::<_, Infallible>(())
             });

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use jevons_layers::Param;
 use jevons_model::{
-    Config, Model, ModelError, Precision,
+    Config, Model, ModelError, Precision, Quantize,
     account::{Account, Component, WeightFormat},
-    config::{MlaForm, TensorSpec},
+    config::{MlaForm, ScaleFormat, TensorSpec},
     doctor::PUBLISHED,
 };
 use serde_json::{Map, Value, json};
@@ -223,8 +223,9 @@ fn random_weights_are_the_same_for_the_same_seed_and_take_the_bytes_of_their_for
     keys.insert("num_attention_heads".into(), json!(4));
     keys.retain(|key, _| !key.ends_with("_token_id"));
     let config = Config::from_json(&Value::Object(keys).to_string()).unwrap();
+    let fp8 = |head| Some(Quantize { scale: ScaleFormat::F32, head });
     let logits = |seed, precision| {
-        let model = Model::random(config.clone(), precision, None, seed).unwrap();
+        let model = Model::random(config.clone(), precision, None, None, seed).unwrap();
         let format = if precision == Precision::F32 { WeightFormat::F32 } else { WeightFormat::Bf16 };
         // Packed panels are whole, and gains stay f32: a little more than the account says.
         let (held, counted) = (model.weights().bytes() as f64, config.account().total().bytes(format) as f64);
@@ -237,6 +238,15 @@ fn random_weights_are_the_same_for_the_same_seed_and_take_the_bytes_of_their_for
     assert_eq!(first, logits(1, Precision::Bf16));
     assert_ne!(first, logits(2, Precision::Bf16));
     assert_ne!(first, logits(1, Precision::F32));
+    let bytes = |quantize| {
+        let model = Model::random(config.clone(), Precision::Bf16, None, quantize, 1).unwrap();
+        (model.weight_format(), model.weights().bytes())
+    };
+    let (plain, linears, all) = (bytes(None), bytes(fp8(false)), bytes(fp8(true)));
+    assert_eq!((linears.0, all.0), (WeightFormat::Fp8, WeightFormat::Fp8Head));
+    assert!(all.1 < linears.1 && linears.1 < plain.1);
+    // Of 500 x 64 numbers one byte each is saved, but for what fills panels up.
+    assert_eq!(linears.1 - all.1, 512 * 64 - 4 * 4);
 }
 
 #[test]
@@ -247,7 +257,7 @@ fn random_weights_serve_both_forms_of_latent_attention() {
     )))
     .unwrap();
     let logits = |form| {
-        let model = Model::random(config.clone(), Precision::F32, Some(form), 5).unwrap();
+        let model = Model::random(config.clone(), Precision::F32, Some(form), None, 5).unwrap();
         model.logits(&[3, 1, 4, 1, 5]).to_vec_f32()
     };
     let (expanded, absorbed) = (logits(MlaForm::Expanded), logits(MlaForm::Absorbed));

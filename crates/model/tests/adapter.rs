@@ -28,7 +28,8 @@ fn base(case: &str) -> PathBuf {
     golden("parity").join(case)
 }
 
-const F32: LoadOptions<'static> = LoadOptions { precision: Some(Precision::F32), mla: None, mtp: false, adapter: None };
+const F32: LoadOptions<'static> =
+    LoadOptions { precision: Some(Precision::F32), mla: None, mtp: false, adapter: None, quantize: None };
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());

@@ -10,7 +10,8 @@ use std::{
 use half::bf16;
 use jevons_kernels::formats::{from_e4m3, to_e4m3};
 use jevons_model::{
-    Config, LoadOptions, Model,
+    Config, LoadOptions, Model, Quantize,
+    account::WeightFormat,
     checkpoint::{Checkpoint, SaveDtype, StoredDtype, TensorOut, save_model, write_safetensors},
     config::ScaleFormat,
     convert::{ConvertError, Options, Summary, Target, convert, import_llama2c},
@@ -240,6 +241,30 @@ fn the_linears_of_layers_become_fp8_and_nothing_else() {
         let error = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / a.iter().map(|a| a * a).sum::<f32>();
         assert!(error.sqrt() < 0.1, "{format:?}: {error}");
     }
+}
+
+#[test]
+fn weights_quantised_as_they_are_loaded_are_those_of_the_converted_folder() {
+    let source = bf16_model();
+    for head in [false, true] {
+        let options = Options { to: Some(Target::Fp8), head, ..Options::default() };
+        let (_dir, target, _) = converted(source.path(), options);
+        let quantize = Some(Quantize { scale: ScaleFormat::F32, head });
+        let loaded = Model::load(source.path(), LoadOptions { quantize, ..LoadOptions::default() }).unwrap();
+        let stored = Model::load(&target, LoadOptions::default()).unwrap();
+        let plain = Model::load(source.path(), LoadOptions::default()).unwrap();
+        let format = if head { WeightFormat::Fp8Head } else { WeightFormat::Fp8 };
+        assert_eq!([&plain, &loaded, &stored].map(Model::weight_format), [WeightFormat::Bf16, format, format]);
+        assert!(loaded.weights().bytes() < plain.weights().bytes());
+        assert_eq!(loaded.weights().bytes(), stored.weights().bytes());
+        let logits = |model: &Model| model.logits(&[1, 2, 3, 70]);
+        assert_eq!(logits(&loaded), logits(&stored));
+        assert_ne!(logits(&loaded), logits(&plain));
+    }
+    let f32 = Some(jevons_model::Precision::F32);
+    let quantize = Some(Quantize { scale: ScaleFormat::F32, head: false });
+    let refused = Model::load(source.path(), LoadOptions { precision: f32, quantize, ..LoadOptions::default() });
+    assert!(refused.err().unwrap().to_string().contains("choose precision bf16"));
 }
 
 #[test]

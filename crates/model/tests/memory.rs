@@ -96,7 +96,7 @@ fn child_makes_random_weights() {
     let Some(dir) = std::env::var_os("JEVONS_TEST_DIR") else { return };
     let config = Config::from_file(Path::new(&dir).join("config.json")).unwrap();
     let before = peak_rss_bytes().unwrap();
-    let model = Model::random(config, Precision::Bf16, None, 1).unwrap();
+    let model = Model::random(config, Precision::Bf16, None, None, 1).unwrap();
     println!("\nBYTES {} {}", peak_rss_bytes().unwrap() - before, model.weights().bytes());
 }
 

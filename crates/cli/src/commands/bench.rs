@@ -47,8 +47,8 @@ pub struct Args {
 enum What {
     /// Measure matrix products by themselves
     ///
-    /// bf16 and f32 at the shapes of square products and of two models, M tokens times N outputs of K inputs. With up to 8 tokens the
-    /// weights are read from memory, not from a cache.
+    /// bf16, bf16 times FP8 weights, and f32 at the shapes of square products and of two models, M tokens times N outputs of K inputs.
+    /// With up to 8 tokens the weights are read from memory, not from a cache.
     Gemm(GemmArgs),
 }
 
@@ -164,8 +164,7 @@ impl Source {
     fn open(args: &Args) -> anyhow::Result<Self> {
         let source = Self::find(args)?;
         if let Some(config) = &source.config {
-            model::check_weights(config, args.compute.load_options(None).precision)
-                .with_context(|| source.name.clone())?;
+            model::check_weights(config, &args.compute.load_options(None)).with_context(|| source.name.clone())?;
         }
         Ok(source)
     }
@@ -193,9 +192,7 @@ impl Source {
     fn model(self, compute: &ComputeArgs) -> anyhow::Result<Model> {
         let options = compute.load_options(None);
         match (self.config, self.files) {
-            (Some(config), _) => {
-                model::random(config, options.precision, options.mla).with_context(|| self.name.clone())
-            }
+            (Some(config), _) => model::random(config, &options).with_context(|| self.name.clone()),
             (None, Some(files)) => files.model(compute),
             (None, None) => bail!("{}: there is no model", self.name),
         }
@@ -337,10 +334,11 @@ fn model_rows(m: &Measured, name: Option<String>, random: bool) -> Vec<(String, 
         row(
             "size",
             format!(
-                "{} parameters, {} active per token; {} in {}{form}",
+                "{} parameters, {} active per token; {} in {}, products {}{form}",
                 count(model.parameters),
                 count(model.active_parameters),
                 bytes(model.weight_bytes as u64),
+                model.weights.name(),
                 model.precision
             ),
         ),

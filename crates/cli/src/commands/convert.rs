@@ -33,7 +33,8 @@ pub struct Args {
     source: PathBuf,
     /// Folder to be made
     target: PathBuf,
-    /// Format of the weights; fp8 is E4M3 in blocks of 128 × 128, as DeepSeek publishes [default: as they are]
+    /// Format of the weights; fp8 is E4M3 in blocks of 128 × 128, as DeepSeek publishes, fp8-head the output head too, which few other
+    /// programs read [default: as they are]
     #[arg(long, value_enum, value_name = "FORMAT")]
     to: Option<To>,
     /// Scales of --to fp8: any number, or powers of two [default: the source's if it is FP8, else f32]
@@ -64,6 +65,7 @@ enum To {
     F32,
     Bf16,
     Fp8,
+    Fp8Head,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -84,19 +86,21 @@ enum From {
 }
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    if args.scale.is_some() && args.to != Some(To::Fp8) {
+    let head = args.to == Some(To::Fp8Head);
+    if args.scale.is_some() && args.to != Some(To::Fp8) && !head {
         bail!("--scale is of FP8 weights: give --to fp8 too");
     }
     let options = Options {
         to: args.to.map(|to| match to {
             To::F32 => Target::F32,
             To::Bf16 => Target::Bf16,
-            To::Fp8 => Target::Fp8,
+            To::Fp8 | To::Fp8Head => Target::Fp8,
         }),
         scale: args.scale.map(|scale| match scale {
             Scale::F32 => ScaleFormat::F32,
             Scale::Ue8m0 => ScaleFormat::Ue8m0,
         }),
+        head,
         shard_bytes: args.shard_size,
         drop_mtp: args.mtp == Mtp::Drop,
         replace: args.force,

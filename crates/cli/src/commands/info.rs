@@ -354,11 +354,7 @@ fn memory_rows(c: &Config, account: &Account<'_>, context: usize) -> Vec<(String
     }
     let format = inspect::stated_format(c).unwrap_or(WeightFormat::Bf16);
     if let Some(needed) = account.memory_bytes(context, c.default_mla_form(), format) {
-        let name = match format {
-            WeightFormat::F32 => "f32",
-            WeightFormat::Bf16 => "bf16",
-            WeightFormat::Fp8 => "FP8",
-        };
+        let name = format.name();
         let here = match (jevons_sys::total_memory_bytes(), jevons_sys::available_memory_bytes()) {
             (Some(total), _) if needed > total => format!("; this machine has {}: not enough", bytes(total)),
             (_, Some(free)) if needed > free => format!("; this machine has {} free now: not enough", bytes(free)),

@@ -97,6 +97,12 @@ fn random_weights_of_a_config_are_measured_without_a_file() {
     report["rows"].as_array().unwrap().iter().for_each(check_row);
     let f32 = jevons(dir.path(), &[&args[..], &["--json", "--precision", "f32", "--mla", "absorbed"]].concat()).json();
     assert_eq!((&f32["model"]["precision"], &f32["model"]["mla"]), (&"f32".into(), &"absorbed".into()));
+    // Bytes are counted in the format of the weights.
+    let quantized = |what: &[&str]| jevons(dir.path(), &[&args[..], &["--json"], what].concat()).json();
+    let (fp8, head) = (quantized(&["--quantize", "fp8"]), quantized(&["--quantize", "fp8-head"]));
+    let bytes = |r: &serde_json::Value| r["rows"][0]["work"]["bytes"].as_f64().unwrap();
+    assert!(bytes(&head) < bytes(&fp8) && bytes(&fp8) < bytes(&report), "{} {}", bytes(&head), bytes(&fp8));
+    assert_eq!([&report, &fp8, &head].map(|r| r["model"]["weights"].as_str().unwrap()), ["bf16", "fp8", "fp8_head"]);
     // A folder's shape too, and in words.
     let text = jevons(dir.path(), &["bench", "m", "--random", "--quick", "--seconds", "0", "--only", "train"]).ok();
     for words in ["Training step", "8 x 160 tokens", "m, random weights", "Highest resident memory", "% of limit"] {
@@ -110,18 +116,15 @@ fn random_weights_of_a_config_are_measured_without_a_file() {
 }
 
 #[test]
-fn products_are_measured_in_both_formats_and_at_further_shapes() {
+fn products_are_measured_in_every_format_and_at_further_shapes() {
     let dir = tempdir().unwrap();
     let args =
         ["bench", "gemm", "--quick", "--seconds", "0", "--only-shapes", "--shape", "33,70,50", "--shape", "1,64,96"];
     let report = jevons(dir.path(), &[&args[..], &["--json"]].concat()).json();
-    assert_eq!(
-        names(&report["rows"]),
-        ["gemm 33 x 70 x 50", "gemm 1 x 64 x 96", "gemm 33 x 70 x 50", "gemm 1 x 64 x 96"]
-    );
+    assert_eq!(names(&report["rows"]), ["gemm 33 x 70 x 50", "gemm 1 x 64 x 96"].repeat(3));
     report["rows"].as_array().unwrap().iter().for_each(check_row);
     let formats: Vec<&str> = report["rows"].as_array().unwrap().iter().map(|r| r["format"].as_str().unwrap()).collect();
-    assert_eq!(formats, ["bf16", "bf16", "f32", "f32"]);
+    assert_eq!(formats, ["bf16", "bf16", "fp8", "fp8", "f32", "f32"]);
     assert_eq!(report["rows"][0]["work"]["flop"], 2.0 * 33.0 * 70.0 * 50.0);
     assert!(report["model"].is_null() && report["memory"][1]["phase"] == "gemm", "{report}");
     let text = jevons(dir.path(), &args).ok();

@@ -45,6 +45,26 @@ fn threads_change_nothing_and_precision_changes_little() {
 }
 
 #[test]
+fn weights_are_quantised_on_request_and_not_under_f32_products() {
+    let dir = tempdir().unwrap();
+    write_model(&dir.path().join("m"));
+    let ids = "[[1, 2, 3, 4, 5, 6, 7, 8]]";
+    let loss = |extra: &[&str]| {
+        let args = [&["score", "m", "--token-ids", "-", "--json"][..], extra].concat();
+        jevons_with(dir.path(), &args, ids).json()["loss"].as_f64().unwrap()
+    };
+    let (plain, fp8, head) = (loss(&[]), loss(&["--quantize", "fp8"]), loss(&["--quantize", "fp8-head"]));
+    assert!(plain != fp8 && fp8 != head && (plain - head).abs() < 0.05, "{plain} {fp8} {head}");
+    // The same numbers as from a converted folder.
+    jevons(dir.path(), &["convert", "m", "c", "--to", "fp8-head"]).ok();
+    let args = ["score", "c", "--token-ids", "-", "--json"];
+    assert_eq!(jevons_with(dir.path(), &args, ids).json()["loss"].as_f64().unwrap(), head);
+    let args = ["score", "m", "--token-ids", "-", "--quantize", "fp8", "--precision", "f32"];
+    let refused = jevons_with(dir.path(), &args, ids);
+    assert!(refused.err.contains("choose precision bf16"), "{}", refused.err);
+}
+
+#[test]
 fn generated_tokens_do_not_depend_on_the_batch() {
     let dir = tempdir().unwrap();
     write_model(&dir.path().join("m"));

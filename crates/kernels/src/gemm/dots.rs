@@ -2,8 +2,8 @@
 //!
 //! The instruction adds two products to each f32 lane, rounded after each, that of the upper halves first. Fed with `(k, k + 2)` it
 //! is two steps of the even chain of the house dot product, fed with `(k + 1, k + 3)` two of the odd one. So the left operand is
-//! packed as such couples, earlier `k` in the upper half, and those of the right one are blended from two pairs of a panel when they
-//! are read. It takes subnormals for zero and makes none, as AMX does.
+//! packed as such couples, earlier `k` in the upper half, and those of the right one ([`Panels`]) are blended from two pairs of a panel when
+//! they are read, or looked up from codes of one byte. It takes subnormals for zero and makes none, as AMX does.
 //!
 //! Source: Intel Architecture Instruction Set Extensions Programming Reference, AVX512_BF16.
 
@@ -13,6 +13,7 @@ use half::bf16;
 
 use super::{
     Right, THIN,
+    fp8::{self, BLOCK_PANELS, PackedFp8, Table, vbmi::Loaded},
     pack::{Left, LeftData, PAIR, PANEL},
 };
 use crate::isa::{Isa, Level};
@@ -29,6 +30,28 @@ const DEPTH: usize = 8;
 const COUPLES: usize = STRIP * CHUNK / 2;
 /// Panels that one row reads side by side.
 const STREAMS: usize = 4;
+
+/// The tile of so many rows, up to 8, and so many panels: 4 at most for one row, 2 up to four rows, else one.
+macro_rules! few_tiles {
+    ($rows:expr, $nv:expr, $tile:ident) => {
+        match ($rows, $nv) {
+            (1, 4) => $tile!(1, 4),
+            (1, 3) => $tile!(1, 3),
+            (1, 2) => $tile!(1, 2),
+            (2, 2) => $tile!(2, 2),
+            (3, 2) => $tile!(3, 2),
+            (4, 2) => $tile!(4, 2),
+            (2, _) => $tile!(2, 1),
+            (3, _) => $tile!(3, 1),
+            (4, _) => $tile!(4, 1),
+            (5, _) => $tile!(5, 1),
+            (6, _) => $tile!(6, 1),
+            (7, _) => $tile!(7, 1),
+            (8, _) => $tile!(8, 1),
+            _ => $tile!(1, 1),
+        }
+    };
+}
 
 /// Couples that [`pack`] fills, 4 bytes each.
 pub(super) fn packed_len(rows: usize, depth: usize) -> usize {
@@ -209,6 +232,61 @@ pub(super) unsafe fn tiles(
     }
 }
 
+/// [`tiles`] with some panels of codes, from the `first_chunk`-th 32 `k` on. `tables` is a buffer.
+///
+/// # Safety
+/// As [`tiles`]; the CPU has `VPERMI2B` too.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn tiles_fp8(
+    isa: Isa,
+    rows: usize,
+    panels: std::ops::Range<usize>,
+    first_chunk: usize,
+    pairs: usize,
+    left: &[u32],
+    right: &PackedFp8,
+    tables: &mut Vec<Table>,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    assert!(panels.end * PANEL <= right.n.next_multiple_of(PANEL) && first_chunk.is_multiple_of(TABLE_CHUNKS));
+    assert!((first_chunk + pairs.div_ceil(CHUNK_PAIRS)) * CHUNK * PANEL <= right.panel_len());
+    let mut p = panels.start;
+    while p < panels.end {
+        // Panels of one row of blocks share their tables.
+        let end = panels.end.min((p / BLOCK_PANELS + 1) * BLOCK_PANELS);
+        right.tables(isa, p, tables);
+        let codes = Codes {
+            codes: right.codes[p * right.panel_len() + first_chunk * CHUNK * PANEL..].as_ptr(),
+            stride: right.panel_len(),
+            tables: &tables[first_chunk / TABLE_CHUNKS..],
+        };
+        let c = c.wrapping_add((p - panels.start) * PANEL);
+        // SAFETY: these panels and chunks are there, as asserted; the rest is passed on to the caller.
+        unsafe {
+            if rows <= THIN {
+                few_rows_fp8(rows, end - p, pairs.div_ceil(CHUNK_PAIRS), left, codes, c, stride, keep);
+            } else {
+                many_rows(rows, end - p, pairs, left, &codes, c, stride, keep);
+            }
+        }
+        p = end;
+    }
+}
+
+/// Chunks that share a table.
+const TABLE_CHUNKS: usize = fp8::SCALE_BLOCK / CHUNK;
+
+/// Some panels of codes in one row of blocks, `stride` bytes apart.
+#[derive(Clone, Copy)]
+struct Codes<'a> {
+    codes: *const u8,
+    stride: usize,
+    tables: &'a [Table],
+}
+
 /// [`tiles`] of few rows, which wait for memory: each panel is read once, from end to end, and coupled in registers.
 ///
 /// # Safety
@@ -254,25 +332,95 @@ unsafe fn few_rows(
             };
         }
         // SAFETY: `left` is whole strips, `right` whole panels, `c` as promised.
-        unsafe {
-            match (rows, nv) {
-                (1, 4) => tile!(1, 4),
-                (1, 3) => tile!(1, 3),
-                (1, 2) => tile!(1, 2),
-                (2, 2) => tile!(2, 2),
-                (3, 2) => tile!(3, 2),
-                (4, 2) => tile!(4, 2),
-                (2, _) => tile!(2, 1),
-                (3, _) => tile!(3, 1),
-                (4, _) => tile!(4, 1),
-                (5, _) => tile!(5, 1),
-                (6, _) => tile!(6, 1),
-                (7, _) => tile!(7, 1),
-                (8, _) => tile!(8, 1),
-                _ => tile!(1, 1),
+        unsafe { few_tiles!(rows, nv, tile) };
+        p += nv;
+    }
+}
+
+/// [`few_rows`] of codes, which are looked up in registers.
+///
+/// # Safety
+/// As [`tiles_fp8`]; the panels lie in one row of blocks.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn few_rows_fp8(
+    rows: usize,
+    panels: usize,
+    chunks: usize,
+    left: &[u32],
+    right: Codes<'_>,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    let mut p = 0;
+    while p < panels {
+        let nv = match rows {
+            1 => (panels - p).min(STREAMS),
+            2..=STRIP => (panels - p).min(2),
+            _ => 1,
+        };
+        let here = Codes { codes: right.codes.wrapping_add(p * right.stride), ..right };
+        macro_rules! tile {
+            ($mr:literal, $nv:literal) => {
+                tile_fp8::<$mr, $nv>(left.as_ptr(), chunks, here, c.add(p * PANEL), stride, keep)
+            };
+        }
+        // SAFETY: `left` is whole strips, `right` whole panels, `c` as promised.
+        unsafe { few_tiles!(rows, nv, tile) };
+        p += nv;
+    }
+}
+
+/// A right operand that is coupled for many rows.
+trait Panels {
+    /// Couples `depth` chunks of a panel from the `first`-th on, of `pairs` pairs in all; missing ones become zero.
+    unsafe fn couple(&self, panel: usize, first: usize, depth: usize, pairs: usize, out: &mut [bf16]);
+
+    /// Asks for the `part`-th of `parts` parts of some chunks of a panel.
+    fn ask(&self, panel: usize, first: usize, depth: usize, part: usize, parts: usize);
+}
+
+/// Asks for a part of some memory, cache line by cache line.
+fn ask_part(from: *const u8, bytes: usize, part: usize, parts: usize) {
+    let lines = bytes.div_ceil(64).div_ceil(parts);
+    (part * lines..(part + 1) * lines).for_each(|line| ask_l2(from.wrapping_add(line * 64)));
+}
+
+impl Panels for Right<'_, bf16> {
+    #[inline]
+    unsafe fn couple(&self, panel: usize, first: usize, depth: usize, pairs: usize, out: &mut [bf16]) {
+        let own = first * CHUNK_PAIRS..pairs.min((first + depth) * CHUNK_PAIRS);
+        let panel = &self.data[panel * self.panel_stride..][own.start * PAIR..own.end * PAIR];
+        // SAFETY: whoever multiplies by this has AVX-512.
+        unsafe { couple_panel(panel, out) };
+    }
+
+    #[inline]
+    fn ask(&self, panel: usize, first: usize, depth: usize, part: usize, parts: usize) {
+        let from = self.data.as_ptr().wrapping_add(panel * self.panel_stride + first * CHUNK * PANEL);
+        ask_part(from.cast(), depth * CHUNK * PANEL * 2, part, parts);
+    }
+}
+
+impl Panels for Codes<'_> {
+    #[inline]
+    unsafe fn couple(&self, panel: usize, first: usize, depth: usize, _: usize, out: &mut [bf16]) {
+        let codes = self.codes.wrapping_add(panel * self.stride);
+        for (chunk, out) in (first..first + depth).zip(out.chunks_exact_mut(CHUNK * PANEL)) {
+            // SAFETY: the panel has the chunk, and whoever multiplies by codes has the instructions.
+            unsafe {
+                let codes = std::slice::from_raw_parts(codes.add(chunk * CHUNK * PANEL), CHUNK * PANEL);
+                couple_codes(&self.tables[chunk / TABLE_CHUNKS], codes, out);
             }
         }
-        p += nv;
+    }
+
+    #[inline]
+    fn ask(&self, panel: usize, first: usize, depth: usize, part: usize, parts: usize) {
+        let from = self.codes.wrapping_add(panel * self.stride + first * CHUNK * PANEL);
+        ask_part(from, depth * CHUNK * PANEL, part, parts);
     }
 }
 
@@ -283,12 +431,12 @@ unsafe fn few_rows(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn many_rows(
+unsafe fn many_rows<P: Panels>(
     rows: usize,
     panels: usize,
     pairs: usize,
     left: &[u32],
-    right: &Right<'_, bf16>,
+    right: &P,
     c: *mut f32,
     stride: usize,
     keep: bool,
@@ -300,10 +448,9 @@ unsafe fn many_rows(
         let nv = (panels - p).min(2);
         for first in (0..chunks).step_by(DEPTH) {
             let depth = (chunks - first).min(DEPTH);
-            let own = first * CHUNK_PAIRS..pairs.min((first + depth) * CHUNK_PAIRS);
             for (v, coupled) in coupled.0.chunks_exact_mut(DEPTH * CHUNK * PANEL).enumerate().take(nv) {
-                let panel = &right.data[(p + v) * right.panel_stride..][own.start * PAIR..own.end * PAIR];
-                couple_panel(panel, &mut coupled[..depth * CHUNK * PANEL]);
+                // SAFETY: the operand has the panel and its chunks.
+                unsafe { right.couple(p + v, first, depth, pairs, &mut coupled[..depth * CHUNK * PANEL]) };
             }
             let operands = |r: usize| Operands {
                 a: left[r / STRIP * strip_len + first * COUPLES..].as_ptr(),
@@ -314,13 +461,10 @@ unsafe fn many_rows(
                 tail: std::ptr::null(),
             };
             // While these panels are in use, what comes next is asked for, by each tile its share.
-            let (next, from) = if first + depth < chunks { (p, own.end) } else { (p + 2, 0) };
-            let lines = own.len().div_ceil(rows.div_ceil(STRIP));
+            let (next, from) = if first + depth < chunks { (p, first + depth) } else { (p + 2, 0) };
+            let parts = rows.div_ceil(STRIP);
             for r in (0..rows).step_by(STRIP) {
-                for panel in next..panels.min(next + 2) {
-                    let from = panel * right.panel_stride + (from + r / STRIP * lines) * PAIR;
-                    (0..lines).for_each(|line| ask_l2(right.data.as_ptr().wrapping_add(from + line * PAIR)));
-                }
+                (next..panels.min(next + 2)).for_each(|panel| right.ask(panel, from, depth, r / STRIP, parts));
                 macro_rules! tile {
                     ($mr:literal, $nv:literal) => {
                         tile::<$mr, $nv, true>(&operands(r), c.add(r * stride + p * PANEL), stride, keep || first > 0)
@@ -346,6 +490,23 @@ unsafe fn many_rows(
                 // SAFETY: as above.
                 unsafe { c.add(r * stride + p * PANEL).write_bytes(0, nv * PANEL) };
             }
+        }
+    }
+}
+
+/// Couples of a chunk of codes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn couple_codes(table: &Table, codes: &[u8], out: &mut [bf16]) {
+    let table = Loaded::of(table);
+    let (codes, _) = codes.as_chunks::<{ fp8::LINE }>();
+    let (out, _) = out.as_chunks_mut::<{ 2 * PAIR }>();
+    for (codes, out) in codes.iter().zip(out) {
+        // SAFETY: a line of codes makes two lines of couples.
+        unsafe {
+            let [even, odd] = table.couples(_mm512_loadu_si512(codes.as_ptr().cast()));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), even);
+            _mm512_storeu_si512(out[PAIR..].as_mut_ptr().cast(), odd);
         }
     }
 }
@@ -385,7 +546,7 @@ fn couple(x: __m512i, y: __m512i) -> [__m512i; 2] {
 
 /// Asks for the cache line of an address, which need not be valid, into the second cache.
 #[inline]
-fn ask_l2(at: *const bf16) {
+fn ask_l2(at: *const u8) {
     // SAFETY: every x86-64 CPU has the instruction; it reads nothing that the program sees and never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
 }
@@ -425,41 +586,96 @@ unsafe fn tile<const MR: usize, const NV: usize, const COUPLED: bool>(
 ) {
     // SAFETY: the caller's operands, walked from end to end.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); NV]; MR];
-        if keep {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm512_loadu_ps(c.add(r * stride + v * PANEL));
-                }
-            }
-        }
+        let mut acc = sums::<MR, NV>(c, stride, keep);
         let (mut a, mut b) = (o.a, o.b);
+        let couples = |b: *const bf16, panel_stride: usize| {
+            move |v: usize, line: usize| {
+                let at = b.add(v * panel_stride + line * 2 * PAIR);
+                let (x, y) = (_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(PAIR).cast()));
+                if COUPLED { [x, y] } else { couple(x, y) }
+            }
+        };
         for _ in 0..o.whole {
-            chunk::<MR, NV, COUPLED>(&mut acc, a, o.strip_len, b, o.panel_stride);
+            chunk::<MR, NV>(&mut acc, a, o.strip_len, couples(b, o.panel_stride));
             a = a.add(COUPLES);
             b = b.add(CHUNK * PANEL);
         }
         if !o.tail.is_null() {
-            chunk::<MR, NV, COUPLED>(&mut acc, a, o.strip_len, o.tail, CHUNK * PANEL);
+            chunk::<MR, NV>(&mut acc, a, o.strip_len, couples(o.tail, CHUNK * PANEL));
         }
-        for (r, acc) in acc.iter().enumerate() {
-            for (v, acc) in acc.iter().enumerate() {
-                _mm512_storeu_ps(c.add(r * stride + v * PANEL), *acc);
+        store(&acc, c, stride);
+    }
+}
+
+/// `MR` rows of `NV` panels of codes, `chunks` deep.
+///
+/// # Safety
+/// As [`tile`]; the panels lie in one row of blocks.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx2,fma")]
+unsafe fn tile_fp8<const MR: usize, const NV: usize>(
+    mut a: *const u32,
+    chunks: usize,
+    right: Codes<'_>,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    // SAFETY: the caller's operands, walked from end to end.
+    unsafe {
+        let mut acc = sums::<MR, NV>(c, stride, keep);
+        let mut b = right.codes;
+        for (table, first) in right.tables.iter().zip((0..chunks).step_by(TABLE_CHUNKS)) {
+            let table = Loaded::of(table);
+            for _ in first..chunks.min(first + TABLE_CHUNKS) {
+                let couples = |v: usize, line: usize| {
+                    table.couples(_mm512_loadu_si512(b.add(v * right.stride + line * fp8::LINE).cast()))
+                };
+                chunk::<MR, NV>(&mut acc, a, chunks * COUPLES, couples);
+                a = a.add(COUPLES);
+                b = b.add(CHUNK * PANEL);
             }
+        }
+        store(&acc, c, stride);
+    }
+}
+
+/// The sums so far, or zeros.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn sums<const MR: usize, const NV: usize>(c: *const f32, stride: usize, keep: bool) -> [[__m512; NV]; MR] {
+    let mut acc = [[_mm512_setzero_ps(); NV]; MR];
+    if keep {
+        for (r, acc) in acc.iter_mut().enumerate() {
+            for (v, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller's place is `MR` rows of `NV` panels.
+                *acc = unsafe { _mm512_loadu_ps(c.add(r * stride + v * PANEL)) };
+            }
+        }
+    }
+    acc
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store<const MR: usize, const NV: usize>(acc: &[[__m512; NV]; MR], c: *mut f32, stride: usize) {
+    for (r, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
+            // SAFETY: as in `sums`.
+            unsafe { _mm512_storeu_ps(c.add(r * stride + v * PANEL), *acc) };
         }
     }
 }
 
-/// `acc += even + odd` over 32 `k`.
+/// `acc += even + odd` over 32 `k`; `couples` gives those of four `k` of a panel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 #[allow(clippy::needless_range_loop)] // indices keep rows and panels side by side
-unsafe fn chunk<const MR: usize, const NV: usize, const COUPLED: bool>(
+unsafe fn chunk<const MR: usize, const NV: usize>(
     acc: &mut [[__m512; NV]; MR],
     a: *const u32,
     strip_len: usize,
-    b: *const bf16,
-    panel_stride: usize,
+    couples: impl Fn(usize, usize) -> [__m512i; 2],
 ) {
     // SAFETY: as in `tile`.
     unsafe {
@@ -467,18 +683,16 @@ unsafe fn chunk<const MR: usize, const NV: usize, const COUPLED: bool>(
         let mut odd = [[_mm512_setzero_ps(); NV]; MR];
         for octet in 0..CHUNK / 8 {
             for half in 0..2 {
-                let mut couples = [[_mm512_setzero_si512(); 2]; NV];
-                for (v, couples) in couples.iter_mut().enumerate() {
-                    let at = b.add(v * panel_stride + (octet * 4 + half * 2) * PAIR);
-                    let (x, y) = (_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(PAIR).cast()));
-                    *couples = if COUPLED { [x, y] } else { couple(x, y) };
+                let mut both = [[_mm512_setzero_si512(); 2]; NV];
+                for (v, both) in both.iter_mut().enumerate() {
+                    *both = couples(v, octet * 2 + half);
                 }
                 for r in 0..MR {
                     let at = a.add(r / STRIP * strip_len + half * 32 + octet * STRIP + r % STRIP);
                     let (x, y) = (_mm512_set1_epi32(*at as i32), _mm512_set1_epi32(*at.add(16) as i32));
                     for v in 0..NV {
-                        even[r][v] = dot(even[r][v], x, couples[v][0]);
-                        odd[r][v] = dot(odd[r][v], y, couples[v][1]);
+                        even[r][v] = dot(even[r][v], x, both[v][0]);
+                        odd[r][v] = dot(odd[r][v], y, both[v][1]);
                     }
                 }
             }

@@ -191,65 +191,130 @@ fn k_of(b: &AnyPacked) -> usize {
 }
 
 thread_local! {
-    /// A packed left operand, sums, and pieces of a right operand.
-    static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>, Aligned<bf16>)> =
-        std::cell::RefCell::new((Vec::new(), Vec::new(), Aligned::zeros(0)));
+    /// A packed left operand, sums, and what a right operand needs.
+    static SCRATCH: std::cell::RefCell<(Vec<f32>, Vec<f32>, Made)> = std::cell::RefCell::new((Vec::new(), Vec::new(), Made::default()));
+}
+
+/// Buffers of a right operand that is made while it is used.
+struct Made {
+    /// Pieces of it.
+    pieces: Aligned<bf16>,
+    /// What codes are looked up in.
+    #[cfg(target_arch = "x86_64")]
+    tables: Vec<fp8::Table>,
+}
+
+impl Default for Made {
+    fn default() -> Self {
+        Self {
+            pieces: Aligned::zeros(0),
+            #[cfg(target_arch = "x86_64")]
+            tables: Vec::new(),
+        }
+    }
 }
 
 /// A right operand: panels of 16 columns, as they lie or made piece by piece.
 trait Panels: Sync {
     /// What products take.
     type E: Packable;
-    /// Whether pieces are made.
-    const MADE: bool;
     fn k(&self) -> usize;
-    /// Some panels and pairs of `k`.
-    fn piece<'a>(
-        &'a self,
+    /// Whether pieces are made beside, so that they should be small.
+    fn made_beside(&self, isa: Isa) -> bool;
+    /// [`tiles_at`] of some panels and pairs of `k`.
+    ///
+    /// # Safety
+    /// As [`tiles_at`].
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tiles_at(
+        &self,
         isa: Isa,
+        rows: usize,
         panels: Range<usize>,
         pairs: Range<usize>,
-        scratch: &'a mut Aligned<bf16>,
-    ) -> Right<'a, Self::E>;
+        strips: &[f32],
+        c: *mut f32,
+        stride: usize,
+        keep: bool,
+        made: &mut Made,
+    );
 
     /// Elements of K that blocks of so many rows take at a time.
-    fn depth(&self, rows: usize) -> usize {
-        if rows <= THIN && !Self::MADE { self.k().max(1) } else { BLOCK_K }
+    fn depth(&self, isa: Isa, rows: usize) -> usize {
+        if rows <= THIN && !self.made_beside(isa) { self.k().max(1) } else { BLOCK_K }
     }
 }
 
 impl<E: Packable> Panels for Packed<E> {
     type E = E;
-    const MADE: bool = false;
     fn k(&self) -> usize {
         self.k
     }
-    fn piece<'a>(
-        &'a self,
-        _: Isa,
+    fn made_beside(&self, _: Isa) -> bool {
+        false
+    }
+    unsafe fn tiles_at(
+        &self,
+        isa: Isa,
+        rows: usize,
         panels: Range<usize>,
         pairs: Range<usize>,
-        _: &'a mut Aligned<bf16>,
-    ) -> Right<'a, E> {
+        strips: &[f32],
+        c: *mut f32,
+        stride: usize,
+        keep: bool,
+        _: &mut Made,
+    ) {
         let from = (panels.start * self.pairs() + pairs.start) * PAIR;
-        Right { data: &self.data[from..], panel_stride: self.pairs() * PAIR }
+        let right = Right { data: &self.data[from..], panel_stride: self.pairs() * PAIR };
+        // SAFETY: passed on to the caller.
+        unsafe { tiles_at(isa, rows, panels.len(), pairs.len(), strips, &right, c, stride, keep) }
     }
 }
 
 impl Panels for PackedFp8 {
     type E = bf16;
-    const MADE: bool = true;
     fn k(&self) -> usize {
         self.k
     }
-    fn piece<'a>(
-        &'a self,
+    fn made_beside(&self, isa: Isa) -> bool {
+        !takes_codes(isa)
+    }
+    unsafe fn tiles_at(
+        &self,
         isa: Isa,
+        rows: usize,
         panels: Range<usize>,
         pairs: Range<usize>,
-        scratch: &'a mut Aligned<bf16>,
-    ) -> Right<'a, bf16> {
-        self.right(isa, panels, pairs, scratch)
+        strips: &[f32],
+        c: *mut f32,
+        stride: usize,
+        keep: bool,
+        made: &mut Made,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if takes_codes(isa) {
+            assert!(strips.len() >= left_len::<bf16>(isa, rows, 2 * pairs.len()));
+            let (strips, chunk) = (bytemuck::cast_slice(strips), 2 * pairs.start / fp8::CHUNK);
+            // SAFETY: just asked and asserted; the place is the caller's promise.
+            return unsafe {
+                dots::tiles_fp8(isa, rows, panels, chunk, pairs.len(), strips, self, &mut made.tables, c, stride, keep)
+            };
+        }
+        let right = self.right(isa, panels.clone(), pairs.clone(), &mut made.pieces);
+        // SAFETY: passed on to the caller.
+        unsafe { tiles_at(isa, rows, panels.len(), pairs.len(), strips, &right, c, stride, keep) }
+    }
+}
+
+/// Whether the path multiplies by codes as they lie.
+fn takes_codes(isa: Isa) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa.0 == Level::Avx512Bf16 && isa.has_vbmi();
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = isa;
+        false
     }
 }
 
@@ -263,7 +328,7 @@ struct Strips {
 impl Strips {
     fn of<B: Panels>(isa: Isa, p: &Problem<'_>, b: &B, parallel: bool) -> Self {
         let (rows, k) = (p.m.min(BLOCK_M), b.k());
-        let depth = b.depth(rows);
+        let depth = b.depth(isa, rows);
         let block = left_len::<B::E>(isa, rows, depth) * k.div_ceil(depth);
         let fill = |i: usize, strips: &mut [f32]| {
             let (r0, rows) = (i * BLOCK_M, (p.m - i * BLOCK_M).min(BLOCK_M));
@@ -275,7 +340,7 @@ impl Strips {
 
 /// Packs all pieces of K of some rows, see [`Strips`].
 fn pack_pieces<B: Panels>(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, b: &B, strips: &mut [f32]) {
-    let (k, depth) = (b.k(), b.depth(rows));
+    let (k, depth) = (b.k(), b.depth(isa, rows));
     let piece = left_len::<B::E>(isa, rows, depth);
     for k0 in (0..k).step_by(depth) {
         pack_left::<B::E>(isa, left, r0, rows, k0, (k - k0).min(depth), &mut strips[k0 / depth * piece..]);
@@ -285,10 +350,10 @@ fn pack_pieces<B: Panels>(isa: Isa, left: &Left<'_>, r0: usize, rows: usize, b: 
 fn block<B: Panels>(isa: Isa, p: &Problem<'_>, b: &B, task: &Task, packed: Option<&Strips>) {
     let (r0, r1) = task.rows;
     let rows = r1 - r0;
-    let (k, depth) = (b.k(), b.depth(rows));
+    let (k, depth) = (b.k(), b.depth(isa, rows));
     let piece = left_len::<B::E>(isa, rows, depth);
     // What is made stays in the first caches until it is used.
-    let step = if B::MADE { 4 * PANEL } else { BLOCK_N };
+    let step = if b.made_beside(isa) { 4 * PANEL } else { BLOCK_N };
     SCRATCH.with_borrow_mut(|(scratch, c, made)| {
         c.resize(BLOCK_M * BLOCK_N, 0.0);
         let strips = match packed {
@@ -323,9 +388,9 @@ fn block<B: Panels>(isa: Isa, p: &Problem<'_>, b: &B, task: &Task, packed: Optio
                 let strips = &strips[k0 / depth * piece..];
                 let pairs = (k - k0).min(depth).div_ceil(2);
                 let first = c0 / PANEL;
-                let right = b.piece(isa, first..first + width / PANEL, k0 / 2..k0 / 2 + pairs, made);
+                let (panels, pairs) = (first..first + width / PANEL, k0 / 2..k0 / 2 + pairs);
                 // SAFETY: `at` has `rows` rows of `width` columns: those of the output that only this task touches, or of `c`.
-                unsafe { tiles_at(isa, rows, width / PANEL, pairs, strips, &right, at, stride, keep) };
+                unsafe { b.tiles_at(isa, rows, panels, pairs, strips, at, stride, keep, made) };
                 keep = true;
             }
             if in_place.is_some() {

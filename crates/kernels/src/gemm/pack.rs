@@ -10,8 +10,12 @@ use std::ops::{Deref, DerefMut};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{fp8::PackedFp8, lanes::Packable};
+use super::{
+    fp8::{PackedFp8, SCALE_BLOCK},
+    lanes::Packable,
+};
 use crate::{
+    formats::ScaleFormat,
     isa::Isa,
     math::round_bf16,
     tensor::{Dtype, Element, Tensor, with_element},
@@ -275,6 +279,25 @@ impl Matrix {
     /// If there are not as many scales.
     pub fn zeros_fp8(scales: Vec<f32>, n: usize, k: usize) -> Self {
         Self(AnyPacked::Fp8(PackedFp8::zeros(scales, n, k)))
+    }
+
+    /// Of the nearest E4M3 codes of `[N, K]` row-major f32 values, see [`Matrix::quantize_rows`].
+    pub fn quantized(format: ScaleFormat, data: &[f32], n: usize, k: usize) -> Self {
+        let mut matrix = Self::zeros_fp8(vec![0.0; n.div_ceil(SCALE_BLOCK) * k.div_ceil(SCALE_BLOCK)], n, k);
+        matrix.quantize_rows(0, data, format);
+        matrix
+    }
+
+    /// Replaces rows from `first` on, a multiple of 128, by the nearest codes of row-major f32 values: of each 128 × 128 block the scale is
+    /// [`block_scale`](crate::formats::block_scale) of its largest magnitude, and a code is [`to_e4m3`](crate::formats::to_e4m3) of `x / scale`.
+    ///
+    /// # Panics
+    /// If the matrix holds no codes, or these are not whole blocks of rows or its last ones.
+    pub fn quantize_rows(&mut self, first: usize, rows: &[f32], format: ScaleFormat) {
+        match &mut self.0 {
+            AnyPacked::Fp8(p) => p.quantize_rows(Isa::fastest(), first, rows, format),
+            AnyPacked::F32(_) | AnyPacked::Bf16(_) => panic!("a matrix of {:?} takes no codes", self.dtype()),
+        }
     }
 
     /// Replaces the codes of the rows from `first` on, row-major.

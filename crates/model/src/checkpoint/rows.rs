@@ -224,6 +224,16 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// The error of some of these rows that hold a number which FP8 has not.
+    pub fn not_finite(&self, rows: &Range<usize>) -> CheckpointError {
+        CheckpointError::Value {
+            path: self.view().path.into(),
+            name: self.view().name.into(),
+            found: format!("infinite or NaN in rows {rows:?}"),
+            expected: "finite numbers: FP8 has no others",
+        }
+    }
+
     fn not_a_number(&self, row: usize, first: usize, codes: &[u8]) -> CheckpointError {
         let at = codes.iter().position(|c| is_nan_e4m3(*c)).unwrap_or_default();
         CheckpointError::Value {

@@ -33,6 +33,7 @@ use self::{
     staging::Staging,
 };
 use crate::{
+    account::head_name,
     checkpoint::{Checkpoint, CheckpointError, INDEX, Rows, SINGLE, Stored, TensorOut, write_safetensors},
     config::{Config, ConfigError, Quantization, ScaleFormat},
 };
@@ -62,6 +63,8 @@ pub struct Options {
     pub to: Option<Target>,
     /// For FP8. `None`: as the source if it is FP8, else [`ScaleFormat::F32`].
     pub scale: Option<ScaleFormat>,
+    /// To FP8 the output head too, and the embedding where it is the same tensor. Few other programs read that.
+    pub head: bool,
     /// Largest number of bytes of tensors in a file; one tensor that is larger has a file of its own.
     pub shard_bytes: u64,
     /// Leave out layers of multi-token prediction.
@@ -73,7 +76,7 @@ pub struct Options {
 impl Default for Options {
     /// Keeps formats and layers, in shards of 5 GB, and replaces nothing.
     fn default() -> Self {
-        Self { to: None, scale: None, shard_bytes: 5_000_000_000, drop_mtp: false, replace: false }
+        Self { to: None, scale: None, head: false, shard_bytes: 5_000_000_000, drop_mtp: false, replace: false }
     }
 }
 
@@ -146,7 +149,8 @@ pub fn convert(
     };
     let checkpoint = Checkpoint::open(source)?;
     let is_dropped = |name: &str| options.drop_mtp && layers.is_some_and(|layers| plan::layer(name) >= Some(layers));
-    let mut plan = Plan { to: options.to, scale, groups: Vec::new() };
+    let tied = keys.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let mut plan = Plan { to: options.to, scale, head: options.head.then_some(head_name(tied)), groups: Vec::new() };
     let (mut dropped_tensors, mut source_bytes) = (0, 0);
     for view in checkpoint.tensors() {
         if is_dropped(view.name) {
@@ -189,7 +193,8 @@ pub fn import_llama2c(
     let text = model.config();
     let config = Config::from_json(&text)?;
     let scale = options.scale.unwrap_or(ScaleFormat::F32);
-    let mut plan = Plan { to: options.to, scale, groups: Vec::new() };
+    let head = options.head.then_some(head_name(config.tie_word_embeddings));
+    let mut plan = Plan { to: options.to, scale, head, groups: Vec::new() };
     let mut source_bytes = 0;
     for name in model.names() {
         let stored = Source::stored(&model, name).expect("its own name");
@@ -345,7 +350,7 @@ fn run(
     let identity = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "source": job.identity,
-        "to": format!("{:?} {:?}", options.to, options.scale),
+        "to": format!("{:?} {:?} {}", options.to, options.scale, options.head),
         "metadata": job.metadata,
         "shards": shards.iter().zip(&names).map(|(s, name)| (name, s.len(), plan::bytes(s))).collect::<Vec<_>>(),
     });

@@ -27,6 +27,8 @@ pub(super) enum How {
 pub(super) struct Plan {
     pub to: Option<Target>,
     pub scale: ScaleFormat,
+    /// The output head, if it is to become FP8 as well.
+    pub head: Option<&'static str>,
     pub groups: Vec<Vec<Item>>,
 }
 
@@ -61,7 +63,7 @@ impl Plan {
             Some(Target::Bf16) if is_fp8(view) => float(StoredDtype::BF16),
             Some(Target::Bf16 | Target::Fp8) if is_float && is_selection_bias(view.name) => float(view.dtype),
             Some(Target::Bf16) if is_float => float(StoredDtype::BF16),
-            Some(Target::Fp8) if is_float && is_quantised(view.name, view.shape) => {
+            Some(Target::Fp8) if is_float && (is_quantised(view.name, view.shape) || self.head == Some(view.name)) => {
                 let blocks: Vec<usize> = view.shape.iter().map(|n| n.div_ceil(Quantization::BLOCK)).collect();
                 let scales = item(scale_name(view.name), StoredDtype::F32, &blocks, How::Scales(self.scale));
                 let mut group = same(StoredDtype::F8_E4M3, How::Codes(self.scale));
