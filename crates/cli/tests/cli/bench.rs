@@ -17,7 +17,7 @@ fn check_row(row: &Value) {
     let times = ["min_s", "median_s", "max_s"].map(|key| number(&row["times"][key]));
     assert!(times[0] > 0.0 && times.is_sorted() && row["times"]["runs"].as_u64().unwrap() > 0, "{row}");
     assert!(["memory", "products"].contains(&row["bound"].as_str().unwrap()), "{row}");
-    assert!(["f32", "bf16"].contains(&row["format"].as_str().unwrap()), "{row}");
+    assert!(["f32", "bf16", "fp8"].contains(&row["format"].as_str().unwrap()), "{row}");
     assert!(number(&row["work"]["flop"]) > 0.0 && number(&row["work"]["bytes"]) > 0.0, "{row}");
     match row["work"]["tokens"].as_u64() {
         // One over the other, but for the last places of JSON.
