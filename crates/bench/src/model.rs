@@ -49,6 +49,7 @@ pub fn check_weights(config: &Config, options: &LoadOptions<'_>) -> Result<(), B
         (Some(quantize), _) if quantize.head => WeightFormat::Fp8Head,
         (Some(_), _) => WeightFormat::Fp8,
         (None, Some(Precision::F32)) => WeightFormat::F32,
+        (None, Some(Precision::Fp8(_))) => WeightFormat::Fp8,
         (None, _) => WeightFormat::Bf16,
     };
     check_free("the model's weights", config.account().total().bytes(format))
@@ -212,10 +213,11 @@ fn train(
             let work = Work {
                 tokens: Some(tokens),
                 flop: account.training_flop_per_token(length).total() * tokens as f64,
-                // Codes become bf16 at the first step.
                 bytes: account.step_bytes(match model.precision() {
                     Precision::F32 => WeightFormat::F32,
+                    // Codes become bf16 at the first step.
                     Precision::Bf16 => WeightFormat::Bf16,
+                    Precision::Fp8(_) => WeightFormat::Fp8,
                 }),
             };
             // As `jevons train` does.
@@ -249,7 +251,7 @@ fn trainable(model: &Model, sequences: usize, length: usize) -> Result<(), Strin
         sequences,
         length,
         micro_batches: 1,
-        dtype: model.precision().dtype(),
+        precision: model.precision(),
         moments: Dtype::F32,
         keep: Keep::All,
         mtp: false,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use jevons_infer::Sampling;
-use jevons_model::{Adapter, LoadOptions, MlaForm, Precision, Quantize, config::ScaleFormat};
+use jevons_model::{Adapter, Fp8, LoadOptions, MlaForm, Precision, Quantize, config::ScaleFormat};
 
 /// Of every command that computes.
 #[derive(Clone, Debug, Default, Args)]
@@ -31,8 +31,12 @@ pub struct ComputeArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PrecisionArg {
+    /// To check against references
     F32,
+    /// The usual one
     Bf16,
+    /// Both operands of the linears are E4M3 numbers with power-of-two scales, as in training in FP8
+    Fp8,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -68,6 +72,7 @@ impl ComputeArgs {
             precision: self.precision.map(|p| match p {
                 PrecisionArg::F32 => Precision::F32,
                 PrecisionArg::Bf16 => Precision::Bf16,
+                PrecisionArg::Fp8 => Precision::Fp8(Fp8::default()),
             }),
             mla: self.mla.map(|m| match m {
                 MlaArg::Expanded => MlaForm::Expanded,

@@ -17,6 +17,7 @@ pub mod measure;
 mod moe;
 mod ops;
 mod pointwise;
+mod quantize;
 pub mod random;
 mod rms_norm;
 mod rope;
@@ -27,6 +28,7 @@ mod tests;
 
 pub use adamw::{AdamW, Moments};
 pub use attention::{BLOCK as ATTENTION_BLOCK, HeadShape, KvBlocks, Saved as AttentionSaved, Sequence};
+pub use formats::ScaleFormat;
 pub use gemm::{
     pack::{Matrix, PACK_VERSION},
     reference as reference_dot,
@@ -37,5 +39,6 @@ pub use loss::IGNORE;
 pub use moe::{GateShape, Routing, Scoring};
 pub use ops::Ops;
 pub use pointwise::LatentHeads;
+pub use quantize::{Quantized, TILE, Tiles};
 pub use rope::{Angles, RopeLayout};
 pub use tensor::{Dtype, Storage, Tensor};

@@ -7,6 +7,7 @@
 use crate::{
     adamw::{self, AdamW, Moments},
     attention::{self, HeadShape, Sequence},
+    formats::ScaleFormat,
     gemm::{
         self, Out, Problem,
         pack::{AnyPacked, Left, Matrix, Packed},
@@ -15,6 +16,7 @@ use crate::{
     loss, moe,
     moe::{GateShape, Routing},
     pointwise::{self, LatentHeads},
+    quantize::{self, Quantized, Tiles},
     rms_norm,
     rope::{self, Angles, RopeLayout},
     tensor::{Blank, Dtype, Storage, Tensor},
@@ -220,6 +222,23 @@ impl Ops {
             })
             .collect();
         gemm::run(self.isa, &problems);
+    }
+
+    // ---- FP8 ------------------------------------------------------------------------------------------------------
+
+    /// The numbers of `x` in E4M3 under scales of its tiles, as bf16: the operand of a product in FP8. See [`quantize::numbers`].
+    pub fn fp8_numbers(&self, x: &Tensor, tiles: Tiles, offsets: &[usize], scale: ScaleFormat) -> Tensor {
+        quantize::numbers(self.isa, x, tiles, offsets, scale)
+    }
+
+    /// `x` in one byte per element, to be kept; see [`Quantized`].
+    pub fn fp8_keep(&self, x: &Tensor, scale: ScaleFormat) -> Quantized {
+        Quantized::of(self.isa, x, scale)
+    }
+
+    /// What was kept, as bf16.
+    pub fn fp8_expand(&self, x: &Quantized) -> Tensor {
+        x.expand(self.isa)
     }
 
     // ---- embedding ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ use crate::{
     AdamW, AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Moments, Ops, Sequence, Tensor,
     formats::{ScaleFormat, block_scale, from_e4m3, is_nan_e4m3, to_e4m3},
     math::{exp, round_bf16, sum16},
+    quantize::Tiles,
     reference_dot,
 };
 
@@ -221,7 +222,7 @@ proptest! {
         held.set_codes(first, &codes[first * k..]);
         held.set_codes(0, &codes[..first * k]);
         prop_assert_eq!(held.to_vec_f32(), numbers);
-        prop_assert!(n * k < 128 * 128 || held.bytes() * 100 < meant.bytes() * 60);
+        prop_assert_eq!(held.bytes(), n.next_multiple_of(16) * k.next_multiple_of(32) + 4 * scales.len());
         let (x, dy) = (tensor(Dtype::Bf16, seed + 2, t, k), tensor(Dtype::F32, seed + 3, t, n));
         let bias = values(seed + 4, n);
         for ops in every_ops() {
@@ -254,6 +255,49 @@ proptest! {
             pieces.quantize_rows(first, &x[first * k..n.min(first + 128) * k], format);
         }
         prop_assert_eq!(bits(&pieces.to_vec_f32()), bits(&meant));
+    }
+
+    #[test]
+    fn quantised_activations_are_those_of_the_definition_on_every_path(
+        t in 1usize..200, d in 1usize..300, dtype in dtype(), cut in 0usize..200, powers in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let format = if powers { ScaleFormat::Ue8m0 } else { ScaleFormat::F32 };
+        let mut x = tensor(Dtype::F32, seed, t, d).to_vec_f32();
+        // Tiles of zeros, of tiny and of large numbers.
+        x.iter_mut().enumerate().for_each(|(i, x)| *x *= [1.0, 0.0, 1e-7, 1e4][(i / d / 50 + i % d / 128) % 4]);
+        let x = Tensor::from_f32(x, d).to_dtype(dtype);
+        let values = x.to_vec_f32();
+        let offsets = [0, cut.min(t), t];
+        let group = |row: usize| if row < offsets[1] { 0 } else { 1 };
+        for tiles in [Tiles::Rows, Tiles::Columns, Tiles::Blocks] {
+            // Which tile an element belongs to.
+            let tile = |row: usize, col: usize| {
+                let down = (group(row), (row - offsets[group(row)]) / 128);
+                match tiles {
+                    Tiles::Rows => ((0, row), col / 128),
+                    Tiles::Columns => (down, col),
+                    Tiles::Blocks => (down, col / 128),
+                }
+            };
+            let mut largest = std::collections::HashMap::new();
+            for (i, x) in values.iter().enumerate() {
+                let max = largest.entry(tile(i / d, i % d)).or_insert(0.0_f32);
+                *max = max.max(x.abs());
+            }
+            let meant: Vec<f32> = values.iter().enumerate().map(|(i, x)| {
+                let scale = block_scale(largest[&tile(i / d, i % d)], format);
+                round_bf16(from_e4m3(to_e4m3(x / scale)) * scale)
+            }).collect();
+            for ops in every_ops() {
+                let numbers = ops.fp8_numbers(&x, tiles, &offsets, format);
+                prop_assert_eq!(bits(&numbers.to_vec_f32()), bits(&meant), "{:?} {}", tiles, ops.isa().name());
+                if tiles == Tiles::Rows {
+                    let kept = ops.fp8_keep(&x, format);
+                    prop_assert_eq!(kept.bytes(), t * d + 4 * t * d.div_ceil(128));
+                    prop_assert_eq!(ops.fp8_expand(&kept), numbers);
+                }
+            }
+        }
     }
 
     #[test]

@@ -54,11 +54,13 @@ pub struct Saved {
 }
 
 struct Inner {
-    x: Tensor,
+    /// The norm of the input; made again where memory is worth more.
+    x: Option<Tensor>,
     rrms: Vec<f32>,
     attention: AttentionSaved,
     h_mid: Tensor,
-    x_mid: Tensor,
+    /// The norm of `h_mid`, as above.
+    x_mid: Option<Tensor>,
     rrms_mid: Vec<f32>,
     ffn: FfnSaved,
 }
@@ -100,6 +102,9 @@ impl Block {
         };
         if let (Keep::ButUp, AttentionSaved::Mla(s)) = (keep, &mut inner.attention) {
             s.forget_up();
+        }
+        if w.fp8().is_some() {
+            (inner.x, inner.x_mid) = (None, None);
         }
         (out, Saved { h, inner: (keep != Keep::Input).then_some(inner) }, loads)
     }
@@ -146,7 +151,7 @@ impl Block {
             }
         };
         let out = ops.sum(&h_mid, &y);
-        (out, Inner { x, rrms, attention, h_mid, x_mid, rrms_mid, ffn })
+        (out, Inner { x: Some(x), rrms, attention, h_mid, x_mid: Some(x_mid), rrms_mid, ffn })
     }
 
     /// `dh`: f32 `[T, D]`, ∂loss/∂output; becomes ∂loss/∂input. Adds to all gradients; returns the balance loss.
@@ -166,15 +171,18 @@ impl Block {
             let mut caches: Vec<_> = (1..batch.cu_seqlens.len()).map(|_| self.new_cache(w.dtype())).collect();
             self.run(ops, w, &h, batch, &mut caches.iter_mut().collect::<Vec<_>>()).1
         });
+        let x_mid = inner.x_mid.unwrap_or_else(|| self.ffn_norm.forward(ops, w, &inner.h_mid).0);
         let (dx, loss) = match (&self.ffn, &inner.ffn) {
-            (Ffn::Dense(f), FfnSaved::Dense(s)) => (f.backward(ops, w, grads, &inner.x_mid, s, dh), 0.0),
-            (Ffn::Moe(f), FfnSaved::Moe(s)) => f.backward(ops, w, grads, &inner.x_mid, s, dh, balance),
+            (Ffn::Dense(f), FfnSaved::Dense(s)) => (f.backward(ops, w, grads, &x_mid, s, dh), 0.0),
+            (Ffn::Moe(f), FfnSaved::Moe(s)) => f.backward(ops, w, grads, &x_mid, s, dh, balance),
             _ => unreachable!("saved by the same block"),
         };
         self.ffn_norm.backward(ops, w, grads, &inner.h_mid, &inner.rrms_mid, &dx, dh);
+        drop(x_mid);
+        let x = inner.x.unwrap_or_else(|| self.attention_norm.forward(ops, w, &h).0);
         let dx = match (&self.attention, &inner.attention) {
-            (Attention::Mla(a), AttentionSaved::Mla(s)) => a.backward(ops, w, grads, &inner.x, batch, s, dh),
-            (Attention::Gqa(a), AttentionSaved::Gqa(s)) => a.backward(ops, w, grads, &inner.x, batch, s, dh),
+            (Attention::Mla(a), AttentionSaved::Mla(s)) => a.backward(ops, w, grads, &x, batch, s, dh),
+            (Attention::Gqa(a), AttentionSaved::Gqa(s)) => a.backward(ops, w, grads, &x, batch, s, dh),
             _ => unreachable!("saved by the same block"),
         };
         self.attention_norm.backward(ops, w, grads, &h, &inner.rrms, &dx, dh);
@@ -195,7 +203,8 @@ impl Saved {
                     FfnSaved::Dense(s) => s.bytes(),
                     FfnSaved::Moe(s) => s.bytes(),
                 };
-                let tensors: usize = [&i.x, &i.h_mid, &i.x_mid].iter().map(|t| t.bytes()).sum();
+                let tensors: usize =
+                    [i.x.as_ref(), Some(&i.h_mid), i.x_mid.as_ref()].into_iter().flatten().map(Tensor::bytes).sum();
                 tensors + attention + ffn + (i.rrms.len() + i.rrms_mid.len()) * 4
             })
     }

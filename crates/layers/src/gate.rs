@@ -4,7 +4,7 @@
 
 use jevons_kernels::{Dtype, GateShape, Ops, Routing, Tensor};
 
-use crate::{Grads, Linear, ParamId, Weights};
+use crate::{Grads, Linear, ParamId, Weights, fp8::Input};
 
 /// A matrix and a selection bias.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ impl Gate {
         dx: &mut Tensor,
     ) -> f32 {
         let (dlogits, loss) = ops.route_grad(routing, self.shape, dw, balance.alpha, balance.cu_seqlens, balance.share);
-        self.linear.backward(ops, w, grads, x, &dlogits, dx);
+        self.linear.backward(ops, w, grads, &Input::new(ops, w, &[self.linear.weight], x), &dlogits, dx);
         loss
     }
 }

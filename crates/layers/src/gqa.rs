@@ -5,7 +5,7 @@
 
 use jevons_kernels::{AttentionSaved, HeadShape, KvBlocks, Ops, RopeLayout, Tensor};
 
-use crate::{Batch, Grads, Linear, Weights, mla::sequences};
+use crate::{Batch, Grads, Linear, Weights, fp8::Input, mla::sequences};
 
 /// Four projections.
 #[derive(Clone, Copy, Debug)]
@@ -68,14 +68,16 @@ impl Gqa {
         s: &Saved,
         dy: &Tensor,
     ) -> Tensor {
-        let d_o = self.o.backward_new(ops, w, grads, &s.o, dy);
+        let o = Input::new(ops, w, &[self.o.weight], &s.o);
+        let d_o = self.o.backward_new(ops, w, grads, &o, dy);
         let saved = AttentionSaved { q: &s.q, k: &s.k, v: &s.v, o: &s.o, lse: &s.lse };
         let (mut dq, mut dk, dv) = ops.attention_grad(self.shape, &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.layout(self.shape.heads), &batch.angles);
         ops.rope_grad(&mut dk, self.layout(self.shape.kv_heads), &batch.angles);
-        let mut dx = self.q.backward_new(ops, w, grads, x, &dq);
-        self.k.backward(ops, w, grads, x, &dk, &mut dx);
-        self.v.backward(ops, w, grads, x, &dv, &mut dx);
+        let x = Input::new(ops, w, &[self.q, self.k, self.v].map(|l| l.weight), x);
+        let mut dx = self.q.backward_new(ops, w, grads, &x, &dq);
+        self.k.backward(ops, w, grads, &x, &dk, &mut dx);
+        self.v.backward(ops, w, grads, &x, &dv, &mut dx);
         dx
     }
 }

@@ -16,7 +16,7 @@
 
 use jevons_kernels::{AttentionSaved, Dtype, HeadShape, KvBlocks, LatentHeads, Ops, RopeLayout, Sequence, Tensor};
 
-use crate::{Batch, Grads, Linear, RmsNorm, Weights};
+use crate::{Batch, Grads, Linear, RmsNorm, Weights, fp8::Input};
 
 /// How queries are made.
 #[derive(Clone, Copy, Debug)]
@@ -201,13 +201,19 @@ impl Mla {
                 &again
             }
         };
-        let d_o = self.o.backward_new(ops, w, grads, &s.o, dy);
+        let input = |linear: &Linear, x| Input::new(ops, w, &[linear.weight], x);
+        let d_o = self.o.backward_new(ops, w, grads, &input(&self.o, &s.o), dy);
         let saved = AttentionSaved { q: &up.q, k: &up.k, v: &up.v, o: &s.o, lse: &s.lse };
         let (mut dq, dk, dv) = ops.attention_grad(self.shape(), &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.q_layout(), &batch.angles);
+        let first = match self.query {
+            Query::Latent(a, ..) => a.weight,
+            Query::Direct(q) => q.weight,
+        };
+        let x = &Input::new(ops, w, &[first, self.kv_a.weight], x);
         let mut dx = match (self.query, &s.q_raw, &up.q_norm) {
             (Query::Latent(a, norm, b), Some(raw), Some((normed, rrms))) => {
-                let dnormed = b.backward_new(ops, w, grads, normed, &dq);
+                let dnormed = b.backward_new(ops, w, grads, &input(&b, normed), &dq);
                 let mut draw = Tensor::zeros(Dtype::F32, raw.rows, raw.cols);
                 norm.backward(ops, w, grads, raw, rrms, &dnormed, &mut draw);
                 a.backward_new(ops, w, grads, x, &draw)
@@ -217,8 +223,8 @@ impl Mla {
         };
         let (dkv, mut dk_rope) = ops.latent_split_grad(&dk, &dv, self.heads);
         ops.rope_grad(&mut dk_rope, self.k_layout(), &batch.angles);
-        let dnormed = self.kv_b.backward_new(ops, w, grads, &up.kv_norm.0, &dkv);
-        let mut dlatent = Tensor::zeros(Dtype::F32, x.rows, self.latent);
+        let dnormed = self.kv_b.backward_new(ops, w, grads, &input(&self.kv_b, &up.kv_norm.0), &dkv);
+        let mut dlatent = Tensor::zeros(Dtype::F32, dy.rows, self.latent);
         self.kv_norm.backward(ops, w, grads, &up.latent, &up.kv_norm.1, &dnormed, &mut dlatent);
         self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), &mut dx);
         dx

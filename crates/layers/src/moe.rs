@@ -5,7 +5,12 @@
 
 use jevons_kernels::{Dtype, Matrix, Ops, Routing, Tensor};
 
-use crate::{Gate, Grads, ParamId, SwiGlu, Weights, gate::Balance, swiglu};
+use crate::{
+    Gate, Grads, ParamId, SwiGlu, Weights,
+    fp8::{Input, Kept, gradient, retiled},
+    gate::Balance,
+    swiglu,
+};
 
 /// A gate, `E` experts, and a shared expert.
 #[derive(Clone, Debug)]
@@ -26,8 +31,8 @@ pub struct Moe {
 pub struct Saved {
     /// What the gate decided.
     pub routing: Routing,
-    g: Tensor,
-    u: Tensor,
+    g: Kept,
+    u: Kept,
     shared: Option<swiglu::Saved>,
 }
 
@@ -35,13 +40,17 @@ impl Moe {
     /// `x`: `[T, D]`. Returns f32 `[T, D]`: experts mixed by fused multiply-add in ascending number, then the shared expert.
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
         let routing = self.gate.forward(ops, w, x);
-        let sorted = ops.gather(x, &routing.tokens);
+        let input = Input::new(ops, w, &self.gates[..1], x);
+        let sorted = ops.gather(input.of(w, self.gates[0]), &routing.tokens);
+        drop(input);
         let [g, u] = ops.grouped_matmuls(&sorted, &routing.offsets, [&of(w, &self.gates), &of(w, &self.ups)]);
         drop(sorted);
-        let y = ops.grouped_matmul(&ops.silu_mul(&g, &u), &routing.offsets, &of(w, &self.downs));
+        let a = ops.silu_mul(&g, &u);
+        let a = Input::new(ops, w, &self.downs[..1], &a);
+        let y = ops.grouped_matmul(a.of(w, self.downs[0]), &routing.offsets, &of(w, &self.downs));
         let (shared, saved) = self.shared.map(|s| s.forward(ops, w, x)).unzip();
         let y = ops.combine(&y, &routing, shared.as_ref());
-        (y, Saved { routing, g, u, shared: saved })
+        (y, Saved { routing, g: Kept::new(ops, w, g), u: Kept::new(ops, w, u), shared: saved })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`, and the balance loss.
@@ -63,19 +72,39 @@ impl Moe {
             (Some(shared), Some(saved)) => shared.backward(ops, w, grads, x, saved, dy),
             _ => Tensor::zeros(Dtype::F32, x.rows, x.cols),
         };
+        // All experts of a layer are held alike, so in FP8 the first one tells.
         let mut dys = ops.gather(dy, &r.tokens);
-        let a = ops.silu_mul(&s.g, &s.u);
-        let mut da = ops.grouped_matmul_input_grad(&dys, offsets, &of(w, &self.downs));
+        let (g, u) = (s.g.get(ops), s.u.get(ops));
+        let a = ops.silu_mul(&g, &u);
+        let mut da = ops.grouped_matmul_input_grad(
+            &gradient(ops, w, self.downs[0], &dys, offsets),
+            offsets,
+            &of(w, &self.downs),
+        );
         let dw = ops.route_weight_grad(&da, &a, r);
         ops.scale_rows(&mut da, r);
         ops.scale_rows(&mut dys, r);
-        grads.with_many(&self.downs, |d| ops.grouped_matmul_weight_grad(&dys, &a, offsets, d));
-        let (dg, du) = ops.silu_mul_grad(&s.g, &s.u, &da);
-        drop((a, da));
-        let sorted = ops.gather(x, &r.tokens);
-        grads.with_many(&self.gates, |d| ops.grouped_matmul_weight_grad(&dg, &sorted, offsets, d));
-        grads.with_many(&self.ups, |d| ops.grouped_matmul_weight_grad(&du, &sorted, offsets, d));
-        drop((dys, sorted));
+        {
+            let first = self.downs[0];
+            let down = Input::new(ops, w, &[first], &a);
+            let dys = gradient(ops, w, first, &dys, offsets);
+            let (dys, a) = (retiled(ops, w, first, &dys, offsets), retiled(ops, w, first, down.of(w, first), offsets));
+            grads.with_many(&self.downs, |d| ops.grouped_matmul_weight_grad(&dys, &a, offsets, d));
+        }
+        drop(dys);
+        let (dg, du) = ops.silu_mul_grad(&g, &u, &da);
+        drop((a, da, g, u));
+        let dg = gradient(ops, w, self.gates[0], &dg, offsets);
+        let du = gradient(ops, w, self.ups[0], &du, offsets);
+        {
+            let input = Input::new(ops, w, &self.gates[..1], x);
+            let sorted = ops.gather(input.of(w, self.gates[0]), &r.tokens);
+            let sorted = retiled(ops, w, self.gates[0], &sorted, offsets);
+            for (ids, d) in [(&self.gates, &dg), (&self.ups, &du)] {
+                let d = retiled(ops, w, ids[0], d, offsets);
+                grads.with_many(ids, |dw| ops.grouped_matmul_weight_grad(&d, &sorted, offsets, dw));
+            }
+        }
         let mut dxs = ops.grouped_matmul_input_grad(&dg, offsets, &of(w, &self.gates));
         ops.add_grouped_matmul_input_grad(&du, offsets, &of(w, &self.ups), &mut dxs);
         ops.gather_grad(&dxs, r, &mut dx);

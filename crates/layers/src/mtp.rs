@@ -6,7 +6,7 @@
 
 use jevons_kernels::{Dtype, KvBlocks, Ops, Tensor};
 
-use crate::{Batch, Block, BlockSaved, Grads, Keep, Linear, ParamId, RmsNorm, Weights, gate::Balance};
+use crate::{Batch, Block, BlockSaved, Grads, Keep, Linear, ParamId, RmsNorm, Weights, fp8::Input, gate::Balance};
 
 /// The extra layer.
 #[derive(Clone, Debug)]
@@ -104,6 +104,7 @@ impl Mtp {
     ) -> f32 {
         let Saved { e, h, rrms_e, rrms_h, joined, block } = saved;
         let loss = self.block.backward(ops, w, grads, batch, block, &mut dh, balance);
+        let joined = Input::new(ops, w, &[self.eh_proj.weight], &joined);
         let d = self.eh_proj.backward_new(ops, w, grads, &joined, &dh);
         let width = dh.cols;
         let mut part = Tensor::zeros(Dtype::F32, dh.rows, width);

@@ -4,6 +4,8 @@ use std::ops::Index;
 
 use jevons_kernels::{Dtype, LatentHeads, Matrix};
 
+use crate::Fp8;
+
 /// A parameter of a model: its place in the order of the published layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParamId(pub usize);
@@ -66,12 +68,28 @@ impl LatentUp {
 pub struct Weights {
     params: Vec<Param>,
     dtype: Dtype,
+    fp8: Option<Fp8>,
 }
 
 impl Weights {
     /// In the order of their ids.
     pub fn new(dtype: Dtype, params: Vec<Param>) -> Self {
-        Self { params, dtype }
+        Self { params, dtype, fp8: None }
+    }
+
+    /// Lets linears with matrices of codes quantise the other operand too, `None`: compute in bf16.
+    pub fn with_fp8(self, fp8: Option<Fp8>) -> Self {
+        Self { fp8, ..self }
+    }
+
+    /// How linears in FP8 compute; `None`: they take bf16 activations.
+    pub fn fp8(&self) -> Option<Fp8> {
+        self.fp8
+    }
+
+    /// Whether this is a matrix of FP8 codes.
+    pub fn is_fp8(&self, id: ParamId) -> bool {
+        matches!(&self.params[id.0], Param::Matrix(m) if m.is_fp8())
     }
 
     /// Format of matrices and of the activations between layers.

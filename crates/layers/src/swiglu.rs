@@ -4,7 +4,10 @@
 
 use jevons_kernels::{Ops, Tensor};
 
-use crate::{Grads, Linear, Weights};
+use crate::{
+    Grads, Linear, Weights,
+    fp8::{Input, Kept},
+};
 
 /// Three matrices.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +22,8 @@ pub struct SwiGlu {
 
 /// What [`SwiGlu::backward`] needs besides `x`. The product `silu(g) ∘ u` is not kept: it is cheaper to recompute than to store.
 pub struct Saved {
-    g: Tensor,
-    u: Tensor,
+    g: Kept,
+    u: Kept,
 }
 
 impl SwiGlu {
@@ -28,15 +31,19 @@ impl SwiGlu {
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
         let [g, u] = Linear::forward_all([&self.gate, &self.up], ops, w, x);
         let y = self.down.forward(ops, w, &ops.silu_mul(&g, &u));
-        (y, Saved { g, u })
+        (y, Saved { g: Kept::new(ops, w, g), u: Kept::new(ops, w, u) })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights; returns `dx`: f32 `[T, D]`.
     pub fn backward(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, s: &Saved, dy: &Tensor) -> Tensor {
-        let da = self.down.backward_new(ops, w, grads, &ops.silu_mul(&s.g, &s.u), dy); // [T, F]
-        let (dg, du) = ops.silu_mul_grad(&s.g, &s.u, &da);
-        let mut dx = self.gate.backward_new(ops, w, grads, x, &dg);
-        self.up.backward(ops, w, grads, x, &du, &mut dx);
+        let (g, u) = (s.g.get(ops), s.u.get(ops));
+        let a = ops.silu_mul(&g, &u);
+        let a = Input::new(ops, w, &[self.down.weight], &a);
+        let da = self.down.backward_new(ops, w, grads, &a, dy); // [T, F]
+        let (dg, du) = ops.silu_mul_grad(&g, &u, &da);
+        let x = Input::new(ops, w, &[self.gate.weight, self.up.weight], x);
+        let mut dx = self.gate.backward_new(ops, w, grads, &x, &dg);
+        self.up.backward(ops, w, grads, &x, &du, &mut dx);
         dx
     }
 }

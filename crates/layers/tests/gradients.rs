@@ -5,8 +5,8 @@
 
 use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
 use jevons_layers::{
-    Attention, Balance, Batch, Block, Ffn, Gate, Gqa, Grads, IGNORE, Keep, Linear, Mla, Moe, Mtp, MtpRows, Param,
-    ParamId, Query, RmsNorm, SwiGlu, Weights, head_loss,
+    Attention, Balance, Batch, Block, Ffn, Gate, Gqa, Grads, IGNORE, Input, Keep, Linear, Mla, Moe, Mtp, MtpRows,
+    Param, ParamId, Query, RmsNorm, SwiGlu, Weights, head_loss,
 };
 
 const H: f32 = 4e-3;
@@ -130,7 +130,14 @@ fn linear_with_and_without_bias() {
         let mut p = Params::default();
         let mut l = p.linear(7, 9);
         l.bias = bias.then(|| p.vector(7, 0.0));
-        check(&p, 5, 9, 1e-3, |w, x| l.forward(&ops, w, x), |w, g, x, dy| l.backward_new(&ops, w, g, x, dy));
+        check(
+            &p,
+            5,
+            9,
+            1e-3,
+            |w, x| l.forward(&ops, w, x),
+            |w, g, x, dy| l.backward_new(&ops, w, g, &Input::new(&ops, w, &[l.weight], x), dy),
+        );
     }
 }
 

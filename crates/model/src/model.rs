@@ -15,7 +15,7 @@ use jevons_kernels::{
     formats::ScaleFormat,
 };
 use jevons_layers::{
-    self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
+    self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Fp8, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
     Linear, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
 };
 use rayon::prelude::*;
@@ -34,6 +34,8 @@ pub enum Precision {
     F32,
     /// bf16 operands; residual stream, norms, softmax, gate and losses in f32.
     Bf16,
+    /// As [`Precision::Bf16`], but both operands of the linears of attention, feed-forward and experts are E4M3 numbers.
+    Fp8(Fp8),
 }
 
 impl Precision {
@@ -41,7 +43,26 @@ impl Precision {
     pub fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
-            Self::Bf16 => Dtype::Bf16,
+            Self::Bf16 | Self::Fp8(_) => Dtype::Bf16,
+        }
+    }
+
+    fn fp8(self) -> Option<Fp8> {
+        match self {
+            Self::Fp8(fp8) => Some(fp8),
+            Self::F32 | Self::Bf16 => None,
+        }
+    }
+
+    /// What is quantised where `asked` is what the caller asked for.
+    ///
+    /// # Errors
+    /// [`ModelError::QuantizeInF32`]
+    pub(crate) fn quantize(self, asked: Option<Quantize>) -> Result<Option<Quantize>, ModelError> {
+        match (self, asked) {
+            (Self::F32, Some(_)) => Err(ModelError::QuantizeInF32),
+            (Self::Fp8(fp8), None) => Ok(Some(Quantize { scale: fp8.scale, head: false })),
+            _ => Ok(asked),
         }
     }
 }
@@ -256,10 +277,7 @@ impl Model {
         let form = options.mla.unwrap_or_else(|| config.default_mla_form());
         let stored = if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
         let precision = options.precision.unwrap_or(if options.quantize.is_some() { Precision::Bf16 } else { stored });
-        if options.quantize.is_some() && precision == Precision::F32 {
-            return Err(ModelError::QuantizeInF32);
-        }
-        let quantize = options.quantize;
+        let quantize = precision.quantize(options.quantize)?;
         let changed: HashSet<&str> =
             options.adapter.iter().flat_map(|adapter| adapter.targets().map(|(name, ..)| name)).collect();
         Self::build(config, precision, form, |config, _, spec| match options.adapter {
@@ -309,6 +327,7 @@ impl Model {
         let params: Vec<Result<Param, E>> =
             specs.par_iter().enumerate().map(|(i, spec)| read(&config, ParamId(i), spec)).collect();
         let weights = Weights::new(precision.dtype(), params.into_iter().collect::<Result<_, E>>()?);
+        let weights = weights.with_fp8(precision.fp8());
         let ids: HashMap<&str, ParamId> =
             specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
         let names = Names { ids: &ids, config: &config, absorbed: mla == MlaForm::Absorbed };
@@ -356,9 +375,9 @@ impl Model {
         let params = self.weights.params();
         match self.precision {
             Precision::F32 => WeightFormat::F32,
-            Precision::Bf16 if is_fp8(&params[self.head.0]) => WeightFormat::Fp8Head,
-            Precision::Bf16 if params.iter().any(is_fp8) => WeightFormat::Fp8,
-            Precision::Bf16 => WeightFormat::Bf16,
+            _ if is_fp8(&params[self.head.0]) => WeightFormat::Fp8Head,
+            _ if params.iter().any(is_fp8) => WeightFormat::Fp8,
+            _ => WeightFormat::Bf16,
         }
     }
 
@@ -395,6 +414,10 @@ impl Model {
     /// One AdamW step of a parameter's f32 values `p`, given their gradient and moments; its compute weights follow.
     pub fn adamw(&mut self, id: ParamId, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments) {
         match self.weights.matrix_mut(id) {
+            Some(w) if w.is_fp8() && self.precision.fp8().is_some() => {
+                self.ops.adamw(s, p, g, m, v);
+                self.set(id, p);
+            }
             Some(w) => self.ops.adamw_matrix(s, p, g, m, v, w),
             None => {
                 self.ops.adamw(s, p, g, m, v);
@@ -628,9 +651,12 @@ pub(crate) fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &
     {
         return Param::LatentUp(LatentUp::new(precision.dtype(), values, latent_heads(config), *kv_lora_rank));
     }
-    match spec.shape[..] {
-        [n, k] => Param::Matrix(Matrix::from_f32(precision.dtype(), values, n, k)),
-        _ if precision == Precision::Bf16 && !spec.name.ends_with("e_score_correction_bias") => {
+    match (&spec.shape[..], precision) {
+        (&[n, k], Precision::Fp8(fp8)) if Component::in_fp8(&spec.name) => {
+            Param::Matrix(Matrix::quantized(fp8.scale, values, n, k))
+        }
+        (&[n, k], _) => Param::Matrix(Matrix::from_f32(precision.dtype(), values, n, k)),
+        _ if precision != Precision::F32 && !spec.name.ends_with("e_score_correction_bias") => {
             Param::Vector(values.iter().map(|x| jevons_kernels::math::round_bf16(*x)).collect())
         }
         _ => Param::Vector(values.to_vec()),
@@ -663,7 +689,7 @@ fn stored_param(
             released = done;
         }
     };
-    if let (Precision::Bf16, Some(scales)) = (precision, stored.scales()) {
+    if let (Precision::Bf16 | Precision::Fp8(_), Some(scales)) = (precision, stored.scales()) {
         // The numbers are the same as expanded, in half the memory.
         let mut matrix = Matrix::zeros_fp8(scales.to_vec(), n, k);
         let rows = (PIECE / k.max(1)).next_multiple_of(16);

@@ -23,9 +23,7 @@ impl Model {
         quantize: Option<Quantize>,
         seed: u64,
     ) -> Result<Self, ModelError> {
-        if quantize.is_some() && precision == Precision::F32 {
-            return Err(ModelError::QuantizeInF32);
-        }
+        let quantize = precision.quantize(quantize)?;
         let config = config.without_mtp();
         let form = mla.unwrap_or_else(|| config.default_mla_form());
         Self::build(config, precision, form, |config, id, spec| {

@@ -5,7 +5,7 @@
 
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
-use jevons_model::{Config, config::Attention};
+use jevons_model::{Config, Precision, account::WeightFormat, config::Attention};
 
 /// What decides the size of a step.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +17,7 @@ pub struct StepShape {
     /// Micro-batches of a step.
     pub micro_batches: usize,
     /// Format of weights and activations.
-    pub dtype: Dtype,
+    pub precision: Precision,
     /// Format of the moments.
     pub moments: Dtype,
     /// What forward keeps.
@@ -106,9 +106,14 @@ impl Estimate {
 
 /// Peak of a step. `trained`: number of trained elements.
 pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
-    let all: usize = config.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
     let tokens = s.sequences * s.length;
-    let a = s.dtype.size();
+    let a = s.precision.dtype().size();
+    let weights = config.account().total().bytes(match s.precision {
+        Precision::F32 => WeightFormat::F32,
+        Precision::Bf16 => WeightFormat::Bf16,
+        Precision::Fp8(_) => WeightFormat::Fp8,
+    }) as usize;
+    let mtp_weights = config.account().mtp().map_or(0, |mtp| mtp.total.parameters as usize * a);
     let mut per_layer: Vec<Layer> = (0..config.num_hidden_layers).map(|i| layer(config, i, tokens, s)).collect();
     let d = config.hidden_size;
     let kept = |l: &Layer, tokens: usize| if s.keep == Keep::Input { tokens * d * 4 } else { l.saved };
@@ -127,7 +132,7 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
     // A binary tree over n micro-batches holds one partial sum per level that is under way, and the one that is made.
     let buffers = s.micro_batches.max(1).ilog2() as usize + 1;
     Estimate {
-        weights: all * a,
+        weights: weights + mtp_weights,
         masters: trained * 4,
         gradients: trained * 4 * buffers,
         moments: trained * 2 * s.moments.size(),
@@ -145,7 +150,8 @@ struct Layer {
 }
 
 fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
-    let a = s.dtype.size();
+    let a = s.precision.dtype().size();
+    let fp8 = matches!(s.precision, Precision::Fp8(_));
     let (d, h) = (c.hidden_size, c.num_attention_heads);
     let (attention, attention_working) = match c.attention {
         Attention::Mla {
@@ -166,19 +172,24 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
             (a * (2 * h * dh + 2 * g * dh) + 4 * h, 8 * (2 * h * dh + 2 * g * dh))
         }
     };
-    let swiglu = |f: usize| (a * 2 * f, f * (4 * 3 + a));
+    // A kept number of FP8 takes a byte, and a scale is kept for 128 of them.
+    let kept = |f: usize| if fp8 { f + 4 * f.div_ceil(128) } else { a * f };
+    let swiglu = |f: usize| (2 * kept(f), f * (4 * 3 + a) + if fp8 { 2 * a * f } else { 0 });
     let (ffn, ffn_working) = match &c.moe {
         Some(m) if c.is_moe_layer(i) => {
             let (k, f) = (m.num_experts_per_tok, m.moe_intermediate_size);
             let shared = swiglu(m.n_shared_experts * f);
             let routing = 4 * (4 * k + m.n_routed_experts);
             (
-                a * 2 * k * f + routing + shared.0,
-                k * (d * (4 + a) + f * (4 * 3 + a)) + shared.1 + 4 * m.n_routed_experts,
+                2 * k * kept(f) + routing + shared.0,
+                k * (d * (4 + a) + f * (4 * 3 + a) + if fp8 { a * (d + 2 * f) } else { 0 })
+                    + shared.1
+                    + 4 * m.n_routed_experts,
             )
         }
         _ => swiglu(c.intermediate_size),
     };
-    let stream = 4 * d + a * d + 4 * d + a * d + 8;
+    // The norms' outputs are made again in FP8.
+    let stream = 4 * d + 4 * d + 8 + if fp8 { 0 } else { 2 * a * d };
     Layer { saved: tokens * (stream + attention + ffn), working: tokens * attention_working.max(ffn_working) }
 }

@@ -42,6 +42,9 @@ pub struct Recipe {
     /// Format of compute weights and activations.
     #[serde(default)]
     pub precision: Precision,
+    /// How FP8 computes; of `precision = "fp8"` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fp8: Option<Fp8Section>,
     /// What forward throws away and backward computes again: memory for time, never other numbers.
     #[serde(default)]
     pub recompute: Recompute,
@@ -84,6 +87,65 @@ pub enum Precision {
     /// To check against references; about half as fast.
     F32,
     /// The usual one.
+    #[default]
+    Bf16,
+    /// The linears of attention, feed-forward and experts multiply E4M3 numbers in all three products (arXiv:2412.19437, section 3.3);
+    /// the rest is as in bf16. Compute weights take half the memory, saved activations less.
+    Fp8,
+}
+
+/// `[fp8]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fp8Section {
+    /// Of all scales.
+    pub scale: Fp8Scale,
+    /// Operands of weight gradients.
+    pub wgrad: Fp8Wgrad,
+    /// Tiles of output gradients; `block` is there to show why not.
+    pub gradients: Fp8Gradients,
+}
+
+/// Scales of FP8 numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fp8Scale {
+    /// Powers of two, rounded up, as DeepSeek trains since V3.1: a scale rounds nothing.
+    #[default]
+    Ue8m0,
+    /// Any number: the largest of a tile becomes exactly 448.
+    Fp32,
+}
+
+/// Operands of weight gradients in FP8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fp8Wgrad {
+    /// The 1 × 128 numbers of the other products.
+    #[default]
+    Reuse,
+    /// Quantised once more in 128 × 1 tiles along tokens, as V3 must on its hardware.
+    Retile,
+}
+
+/// Tiles of output gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fp8Gradients {
+    /// 1 × 128.
+    #[default]
+    Tile,
+    /// 128 × 128: an experiment that diverges in long runs.
+    Block,
+}
+
+/// Format of saved weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveFormat {
+    /// The masters as they are.
+    F32,
+    /// Rounded once.
     #[default]
     Bf16,
 }
@@ -371,12 +433,12 @@ pub struct CheckpointSection {
     /// Saved every so many steps, at the end, and on Ctrl-C; 0 only at the end and on Ctrl-C.
     pub every_steps: u64,
     /// Format of the weights in `model/`. `state/` keeps f32.
-    pub dtype: Precision,
+    pub dtype: SaveFormat,
 }
 
 impl Default for CheckpointSection {
     fn default() -> Self {
-        Self { every_steps: 500, dtype: Precision::Bf16 }
+        Self { every_steps: 500, dtype: SaveFormat::Bf16 }
     }
 }
 

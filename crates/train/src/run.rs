@@ -13,10 +13,10 @@ use std::{
     time::Instant,
 };
 
-use jevons_kernels::Dtype;
+use jevons_kernels::{Dtype, ScaleFormat};
 use jevons_layers::{Keep, ParamId};
 use jevons_model::{
-    Config, Model, ModelError, Precision,
+    Config, Fp8, Model, ModelError, Precision, Wgrad,
     checkpoint::{Checkpoint, CheckpointError, SaveDtype, save_model},
     config::{ConfigError, TensorSpec},
 };
@@ -192,7 +192,7 @@ pub fn run(
         sequences: recipe.batch.micro_batch_sequences,
         length: recipe.data.sequence_length,
         micro_batches: recipe.batch.sequences / recipe.batch.micro_batch_sequences,
-        dtype: precision(recipe.precision).dtype(),
+        precision: precision(recipe),
         moments: moments(recipe),
         keep: keep(recipe.recompute),
         mtp: recipe.mtp.loss_weight > 0.0,
@@ -332,8 +332,8 @@ impl Run<'_> {
         fs::create_dir_all(parent).map_err(write(parent))?;
         state::save(self.state, trainer, &self.recipe.canonical_json(), tokens)?;
         let dtype = match self.recipe.checkpoint.dtype {
-            recipe::Precision::F32 => SaveDtype::F32,
-            recipe::Precision::Bf16 => SaveDtype::Bf16,
+            recipe::SaveFormat::F32 => SaveDtype::F32,
+            recipe::SaveFormat::Bf16 => SaveDtype::Bf16,
         };
         let model = self.folder.join("model");
         let order: std::collections::HashMap<&str, usize> =
@@ -385,10 +385,24 @@ fn generation_config(config: &Config) -> Vec<u8> {
     format!("{text:#}\n").into_bytes()
 }
 
-fn precision(p: recipe::Precision) -> Precision {
-    match p {
+fn precision(recipe: &Recipe) -> Precision {
+    match recipe.precision {
         recipe::Precision::F32 => Precision::F32,
         recipe::Precision::Bf16 => Precision::Bf16,
+        recipe::Precision::Fp8 => {
+            let section = recipe.fp8.unwrap_or_default();
+            Precision::Fp8(Fp8 {
+                scale: match section.scale {
+                    recipe::Fp8Scale::Ue8m0 => ScaleFormat::Ue8m0,
+                    recipe::Fp8Scale::Fp32 => ScaleFormat::F32,
+                },
+                wgrad: match section.wgrad {
+                    recipe::Fp8Wgrad::Reuse => Wgrad::Reuse,
+                    recipe::Fp8Wgrad::Retile => Wgrad::Retile,
+                },
+                gradient_blocks: section.gradients == recipe::Fp8Gradients::Block,
+            })
+        }
     }
 }
 
@@ -583,7 +597,7 @@ fn build(
         .collect::<Result<Vec<_>, CheckpointError>>()?;
     let number: std::collections::HashMap<&str, usize> =
         specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
-    let model = Model::new(config, precision(recipe.precision), |spec| {
+    let model = Model::new(config, precision(recipe), |spec| {
         let i = number[spec.name.as_str()];
         match &masters[i] {
             Some(master) => Ok(master.clone()),

@@ -112,7 +112,7 @@ fn go_until(recipe: &Recipe, resume: bool, steps: u64) -> Summary {
 #[test]
 fn a_run_stopped_twice_and_resumed_ends_with_the_bytes_of_an_uninterrupted_one() {
     let (dir, path) = folder();
-    for (precision, moments) in [("bf16", "f32"), ("f32", "bf16")] {
+    for (precision, moments) in [("bf16", "f32"), ("f32", "bf16"), ("fp8", "bf16")] {
         let with = |folder: &str| {
             recipe(&path, &[("run.folder", folder), ("precision", precision), ("optimizer.moments", moments)])
         };
@@ -142,14 +142,19 @@ fn a_run_stopped_twice_and_resumed_ends_with_the_bytes_of_an_uninterrupted_one()
 #[test]
 fn threads_and_recomputation_do_not_change_a_bit() {
     let (dir, path) = folder();
-    let runs = [("a", 1, "none"), ("b", 2, "mla_up"), ("c", 3, "layer")];
-    for (name, threads, recompute) in runs {
-        let recipe = recipe(&path, &[("run.folder", name), ("recompute", recompute), ("schedule.steps", "4")]);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| go(&recipe, false)).unwrap();
+    for precision in ["bf16", "fp8"] {
+        let runs = [("a", 1, "none"), ("b", 2, "mla_up"), ("c", 3, "layer")];
+        let states = runs.map(|(name, threads, recompute)| {
+            let name = format!("{name}-{precision}");
+            let changes =
+                [("run.folder", &*name), ("recompute", recompute), ("precision", precision), ("schedule.steps", "4")];
+            let recipe = recipe(&path, &changes);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| go(&recipe, false)).unwrap();
+            fs::read(dir.path().join(name).join("state/checkpoint.safetensors")).unwrap()
+        });
+        assert!(states[0] == states[1] && states[1] == states[2], "{precision}");
     }
-    let state = |name: &str| fs::read(dir.path().join(name).join("state/checkpoint.safetensors")).unwrap();
-    assert!(state("a") == state("b") && state("b") == state("c"));
 }
 
 #[test]
@@ -361,9 +366,8 @@ fn an_expert_that_nobody_chooses_stops_the_run() {
 fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
     for case in ["deepseek-v3", "deepseek-v3-mtp", "deepseek-v2", "qwen2"] {
         let config = Config::from_file(golden(case).join("config.json")).unwrap();
-        for (dtype, precision) in
-            [(Dtype::F32, jevons_model::Precision::F32), (Dtype::Bf16, jevons_model::Precision::Bf16)]
-        {
+        use jevons_model::Precision;
+        for precision in [Precision::F32, Precision::Bf16, Precision::Fp8(Default::default())] {
             let model = Model::load(
                 &golden(case),
                 LoadOptions { precision: Some(precision), mtp: true, ..LoadOptions::default() },
@@ -374,7 +378,7 @@ fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
                     sequences: 3,
                     length: 20,
                     micro_batches: 1,
-                    dtype,
+                    precision,
                     moments: Dtype::F32,
                     keep,
                     mtp: true,
@@ -384,7 +388,7 @@ fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
                 let options =
                     jevons_model::PassOptions { keep, scale: 1.0, mtp_scale: 0.3, balance_alpha: 0.0, share: 1.0 };
                 let out = model.forward_backward(&mut model.grads(|_| true), &batch, &options).unwrap();
-                assert_eq!(estimate(&config, 1, shape).activations, out.saved_bytes, "{case} {dtype:?} {keep:?}");
+                assert_eq!(estimate(&config, 1, shape).activations, out.saved_bytes, "{case} {precision:?} {keep:?}");
             }
         }
     }

@@ -40,8 +40,8 @@ pub struct Args {
     /// Change a key of the recipe, e.g. --set schedule.steps=100; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Number format of matrix products: f32 or bf16 [default: the recipe's]
-    #[arg(long, value_parser = ["f32", "bf16"])]
+    /// Number format of matrix products: f32, bf16 or fp8 [default: the recipe's]
+    #[arg(long, value_parser = ["f32", "bf16", "fp8"])]
     precision: Option<String>,
     /// CPU threads; changes the time taken, never the result [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

@@ -112,8 +112,8 @@ fn wrong_types_missing_keys_and_bad_toml_name_the_line() {
     assert!(error(&SMALL.replace("lr = 1e-3", "lr = = 2")).starts_with("r.toml:17: "));
     let message = error(&SMALL.replace("steps = 10", ""));
     assert!(message.starts_with("r.toml:19: the key `steps` is missing"), "{message}");
-    let message = error(&SMALL.replace("seed = 3", "seed = 3\nprecision = \"fp8\""));
-    assert!(message.starts_with("r.toml:4: unknown variant `fp8`, expected `f32` or `bf16`"), "{message}");
+    let message = error(&SMALL.replace("seed = 3", "seed = 3\nprecision = \"fp4\""));
+    assert!(message.starts_with("r.toml:4: unknown variant `fp4`, expected one of `f32`, `bf16`, `fp8`"), "{message}");
 }
 
 #[test]
@@ -260,6 +260,7 @@ fn the_hash_follows_the_numbers_and_not_where_they_are_written() {
     let other = [
         ("seed", "4"),
         ("precision", "f32"),
+        ("precision", "fp8"),
         ("schedule.steps", "11"),
         ("batch.micro_batch_sequences", "2"),
         ("data.sources.0.repeat", "2.0"),

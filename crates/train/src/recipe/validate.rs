@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, ops::RangeBounds};
 
-use super::{MomentsFormat, Recipe, RecipeError, Source, TokenizerChoice};
+use super::{Fp8Scale, MomentsFormat, Precision, Recipe, RecipeError, Source, TokenizerChoice};
 
 /// Checks with the place of the error at hand.
 struct Check<'a>(&'a Recipe);
@@ -57,6 +57,9 @@ impl Recipe {
         }
         if self.run.folder.as_os_str().is_empty() {
             return Err(check.fail("run.folder", "empty", "a folder for the run"));
+        }
+        if self.fp8.is_some() && self.precision != Precision::Fp8 {
+            return Err(check.fail("fp8", "given beside another precision", "precision = \"fp8\""));
         }
         self.validate_model(&check)?;
         self.validate_data(&check)?;
@@ -121,6 +124,13 @@ impl Recipe {
                     "model.config: init has weights",
                 ));
             }
+        }
+        if !m.freeze.is_empty() && self.fp8.is_some_and(|fp8| fp8.scale == Fp8Scale::Fp32) {
+            return Err(check.fail(
+                "model.freeze",
+                "given beside fp8.scale = \"fp32\"",
+                "fp8.scale = \"ue8m0\": quantised again under other scales, frozen weights would not come back as they were",
+            ));
         }
         match m.freeze.iter().position(String::is_empty) {
             Some(i) => {
