@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write formats/formats.txt: E4M3 and E8M0 as ml_dtypes has them, and power-of-two scales as numpy computes them.
+"""Write formats/formats.txt: E4M3 and E8M0 as ml_dtypes has them, E5M6 as the upper twelve bits of numpy's float16, and
+power-of-two scales as numpy computes them.
 
   make_formats.py            needs numpy and ml_dtypes (made with numpy 2.4.6, ml_dtypes 0.6.0)
 
@@ -36,6 +37,21 @@ def main():
     spots = np.unique(np.concatenate([spots, -spots]))
     encoded = np.clip(spots, -448, 448).astype(E4M3).view(np.uint8)
     lines += section("e4m3 of f32", bits(spots), encoded)
+
+    # E5M6 is float16 without its last four bits. The nearest number is searched for among all of them; of two as near, the even code.
+    codes = np.arange(0x7C0, dtype=np.uint16)
+    numbers = (codes << 4).view(np.float16).astype(np.float64)
+    lines += section("e5m6 codes", codes, bits(numbers.astype(np.float32)))
+    some = np.random.default_rng(1).choice(len(numbers) - 1, 300, replace=False)
+    some = np.concatenate([np.arange(80), some, [len(numbers) - 2]])
+    spots = np.concatenate([numbers[some], (numbers[some] + numbers[some + 1]) / 2, [65500, 1e30, 1e-9]]).astype(np.float32)
+    spots = np.unique(np.concatenate([spots, np.nextafter(spots, np.float32(np.inf)), np.nextafter(spots, np.float32(0))]))
+    off = np.abs(np.minimum(spots, 65024).astype(np.float64)[:, None] - numbers[None, :])
+    first = off.argmin(axis=1)
+    second = np.minimum(first + 1, len(numbers) - 1)
+    tie = off[np.arange(len(spots)), first] == off[np.arange(len(spots)), second]
+    nearest = np.where(tie & (first % 2 == 1), second, first)
+    lines += section("e5m6 of f32", bits(spots), nearest)
 
     maxima = np.float32(448) * np.float32(2) ** np.arange(-15, 60, dtype=np.float32)
     maxima = np.concatenate([maxima, np.nextafter(maxima, np.float32(np.inf)), np.nextafter(maxima, np.float32(0))])

@@ -1,9 +1,9 @@
-//! Eight-bit number formats, number by number: E4M3 for values, E8M0 for power-of-two scales. These are the definitions; a
-//! faster path must return the same bits.
+//! Small number formats, number by number: E4M3 for values, E5M6 for what attention keeps, E8M0 for power-of-two scales. These are the
+//! definitions; a faster path must return the same bits.
 //!
 //! Sources: OCP 8-bit Floating Point Specification 1.0 (E4M3: sign, 4 bits of exponent with bias 7, 3 of mantissa; no
 //! infinities; 0x7F and 0xFF are NaN; subnormals are multiples of 2⁻⁹); OCP Microscaling Formats 1.0 (E8M0: 2^(code − 127),
-//! 0xFF is NaN). A block of numbers shares one f32 scale; a number is `code · scale`.
+//! 0xFF is NaN); DeepSeek-V3, arXiv:2412.19437, section 3.3.3 (E5M6: IEEE binary16 without its last four bits). A block of numbers shares one f32 scale; a number is `code · scale`.
 
 /// Largest number of E4M3.
 pub const E4M3_MAX: f32 = 448.0;
@@ -73,6 +73,43 @@ pub fn to_e4m3(x: f32) -> u8 {
     sign | code as u8
 }
 
+/// Largest number of E5M6.
+pub const E5M6_MAX: f32 = 65_024.0;
+
+/// The nearest E5M6 code of 12 bits, ties to the even one; ±65024 for what lies beyond, infinities included; NaN stays NaN.
+///
+/// ```
+/// # use jevons_kernels::formats::{from_e5m6, to_e5m6};
+/// assert_eq!([1.01, 1e9].map(|x| from_e5m6(to_e5m6(x))), [1.015625, 65024.0]);
+/// ```
+#[inline(always)]
+pub fn to_e5m6(x: f32) -> u16 {
+    /// The smallest normal number, 2⁻¹⁴.
+    const NORMAL: u32 = (127 - 14) << 23;
+    let sign = (x.to_bits() >> 20) as u16 & 0x800;
+    let bits = x.abs().min(E5M6_MAX).to_bits();
+    // The last place of 8 is 2⁻²⁰, the step of subnormals: this addition rounds to it.
+    let small = (f32::from_bits(bits) + 8.0).to_bits().wrapping_sub(8.0_f32.to_bits());
+    let rounded = bits + 0xFFFF + (bits >> 17 & 1); // Half of the last place kept, less one if that is even.
+    let normal = rounded.wrapping_sub(NORMAL - (1 << 23)) >> 17;
+    let code = if bits < NORMAL { small } else { normal };
+    sign | if x.is_nan() { 0x7E0 } else { code as u16 }
+}
+
+/// The number of an E5M6 code of 12 bits.
+#[inline(always)]
+pub fn from_e5m6(code: u16) -> f32 {
+    let magnitude = u32::from(code & 0x7FF);
+    let normal = f32::from_bits((magnitude << 17) + ((127 - 15) << 23));
+    let near = if magnitude < 64 { magnitude as f32 * (1.0 / (1 << 20) as f32) } else { normal };
+    let near = match magnitude {
+        0x7C0 => f32::INFINITY,
+        0x7C1.. => f32::NAN,
+        _ => near,
+    };
+    f32::from_bits(near.to_bits() | u32::from(code & 0x800) << 20)
+}
+
 /// The number of an E8M0 code, 2^(code − 127); NaN for 0xFF.
 #[inline(always)]
 pub fn from_e8m0(code: u8) -> f32 {
@@ -96,7 +133,13 @@ pub enum ScaleFormat {
 /// `max` below [`BLOCK_MAX_FLOOR`] counts as that.
 #[inline(always)]
 pub fn block_scale(max: f32, format: ScaleFormat) -> f32 {
-    let scale = max.max(BLOCK_MAX_FLOOR) / E4M3_MAX;
+    block_scale_to(max, E4M3_MAX, format)
+}
+
+/// [`block_scale`] for numbers up to `top` instead of 448.
+#[inline(always)]
+pub fn block_scale_to(max: f32, top: f32, format: ScaleFormat) -> f32 {
+    let scale = max.max(BLOCK_MAX_FLOOR) / top;
     match format {
         ScaleFormat::F32 => scale,
         // The scale is a normal number: any mantissa carries into the exponent.
@@ -148,6 +191,24 @@ mod tests {
             let x = f32::from_bits(bits);
             assert_eq!(u32::from(to_e4m3(x)), code, "{x:e}");
         }
+    }
+
+    #[test]
+    fn e5m6_is_the_upper_part_of_float16() {
+        for (code, bits) in golden("e5m6 codes") {
+            assert_eq!(from_e5m6(code as u16).to_bits(), bits, "{code:03x}");
+            assert_eq!(from_e5m6(code as u16 | 0x800).to_bits(), bits | 1 << 31, "{code:03x}");
+            assert_eq!(u32::from(to_e5m6(f32::from_bits(bits))), code);
+        }
+        for (bits, code) in golden("e5m6 of f32") {
+            let x = f32::from_bits(bits);
+            assert_eq!(u32::from(to_e5m6(x)), code, "{x:e}");
+            assert_eq!(u32::from(to_e5m6(-x)), code | 0x800, "{x:e}");
+        }
+        let codes = (0..=f32::INFINITY.to_bits()).step_by(101).map(|bits| to_e5m6(f32::from_bits(bits)));
+        assert!(codes.is_sorted());
+        assert!(from_e5m6(to_e5m6(f32::NAN)).is_nan());
+        assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(|x| from_e5m6(to_e5m6(x))), [E5M6_MAX, -E5M6_MAX]);
     }
 
     #[test]

@@ -226,7 +226,8 @@ impl Ops {
 
     // ---- FP8 ------------------------------------------------------------------------------------------------------
 
-    /// The numbers of `x` in E4M3 under scales of its tiles, as bf16: the operand of a product in FP8. See [`quantize::numbers`].
+    /// The numbers of `x` in E4M3 under scales of its tiles, as bf16: the operand of a product in FP8. Tiles along or across tokens
+    /// begin anew at each of `offsets`, which cut all rows.
     pub fn fp8_numbers(&self, x: &Tensor, tiles: Tiles, offsets: &[usize], scale: ScaleFormat) -> Tensor {
         quantize::numbers(self.isa, x, tiles, offsets, scale)
     }
@@ -234,6 +235,11 @@ impl Ops {
     /// `x` in one byte per element, to be kept; see [`Quantized`].
     pub fn fp8_keep(&self, x: &Tensor, scale: ScaleFormat) -> Quantized {
         Quantized::of(self.isa, x, scale)
+    }
+
+    /// `x` in twelve bits per element, to be kept; see [`Quantized::e5m6`].
+    pub fn e5m6_keep(&self, x: &Tensor) -> Quantized {
+        Quantized::e5m6(self.isa, x)
     }
 
     /// What was kept, as bf16.

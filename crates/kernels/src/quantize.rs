@@ -1,7 +1,7 @@
 //! Activations and gradients in E4M3, with a scale per tile.
 //!
 //! A quantised operand *is* the bf16 number `round(code · scale)` (exact where the scale is a power of two), so products stay those of bf16:
-//! [`numbers`] gives the operand, [`Quantized`] keeps it in one byte, and both say the same. Partial last tiles have a scale of their own
+//! [`numbers`] gives the operand, [`Quantized`] keeps it in one byte, and both say the same. What attention reads again is kept in E5M6. Partial last tiles have a scale of their own
 //! elements.
 //!
 //! Source: DeepSeek-V3, arXiv:2412.19437, section 3.3.
@@ -9,7 +9,7 @@
 use half::bf16;
 
 use crate::{
-    formats::{E4M3_MAX, ScaleFormat, block_scale, to_e4m3},
+    formats::{E4M3_MAX, E5M6_MAX, ScaleFormat, block_scale, block_scale_to, from_e5m6, to_e4m3, to_e5m6},
     isa::{Isa, multi_isa},
     math::to_bf16,
     rows,
@@ -30,11 +30,12 @@ pub enum Tiles {
     Blocks,
 }
 
-/// A tensor in one byte per element and 1 × 128 tiles, `[rows, cols]`.
+/// A tensor in few bits per element and 1 × 128 tiles, `[rows, cols]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
-    /// E4M3.
+    /// E4M3, one byte each; or E5M6, two in three bytes, a row's last one alone in two.
     codes: Vec<u8>,
+    e5m6: bool,
     /// `[rows, ⌈cols / 128⌉]`
     scales: Vec<f32>,
     /// Number of rows, usually tokens.
@@ -48,7 +49,7 @@ impl Quantized {
     pub fn of(isa: Isa, x: &Tensor, format: ScaleFormat) -> Self {
         let (n, cols, wide) = (x.rows, x.cols, x.cols.div_ceil(TILE));
         if n * cols == 0 {
-            return Self { codes: vec![], scales: vec![], rows: n, cols };
+            return Self { codes: vec![], e5m6: false, scales: vec![], rows: n, cols };
         }
         let (codes, scales) = with_element!(x.dtype(), X => {
             let x = X::slice(x);
@@ -59,12 +60,39 @@ impl Quantized {
                 }
             })
         });
-        Self { codes, scales, rows: n, cols }
+        Self { codes, e5m6: false, scales, rows: n, cols }
     }
 
-    /// The numbers, bf16: those of [`numbers`] in [`Tiles::Rows`].
+    /// The nearest numbers of E5M6 under scales that are powers of two: what attention reads again in backward.
+    pub fn e5m6(isa: Isa, x: &Tensor) -> Self {
+        let (n, cols, wide, stride) = (x.rows, x.cols, x.cols.div_ceil(TILE), packed12(x.cols));
+        if n * cols == 0 {
+            return Self { codes: vec![], e5m6: true, scales: vec![], rows: n, cols };
+        }
+        let (codes, scales) = with_element!(x.dtype(), X => {
+            let x = X::slice(x);
+            rows::make2(n, stride, wide, |first, codes: &mut [u8], scales: &mut [f32]| {
+                let x = x[first * cols..].chunks(cols);
+                for ((x, codes), scales) in x.zip(codes.chunks_mut(stride)).zip(scales.chunks_mut(wide)) {
+                    encode12(isa, bytemuck::cast_slice(x), X::DTYPE, codes, scales);
+                }
+            })
+        });
+        Self { codes, e5m6: true, scales, rows: n, cols }
+    }
+
+    /// The numbers, bf16: of E4M3 those of [`Ops::fp8_numbers`](crate::Ops::fp8_numbers) in [`Tiles::Rows`].
     pub fn expand(&self, isa: Isa) -> Tensor {
         let (cols, wide) = (self.cols, self.cols.div_ceil(TILE));
+        if self.e5m6 {
+            let stride = packed12(cols);
+            return Tensor::make::<bf16>(self.rows, cols, |first, y| {
+                let rows = self.codes[first * stride..].chunks(stride).zip(self.scales[first * wide..].chunks(wide));
+                for (y, (codes, scales)) in y.chunks_mut(cols).zip(rows) {
+                    decode12(isa, codes, scales, y);
+                }
+            });
+        }
         Tensor::make::<bf16>(self.rows, cols, |first, y| {
             let rows = self.codes[first * cols..].chunks(cols).zip(self.scales[first * wide..].chunks(wide));
             for (y, (codes, scales)) in y.chunks_mut(cols).zip(rows) {
@@ -168,6 +196,47 @@ multi_isa! {
     fn decode(codes: &[u8], scales: &[f32], y: &mut [bf16]) {
         for ((codes, y), scale) in codes.chunks(TILE).zip(y.chunks_mut(TILE)).zip(scales) {
             codes.iter().zip(y).for_each(|(code, y)| *y = to_bf16(number(*code) * *scale));
+        }
+    }
+}
+
+/// Bytes of `n` numbers of 12 bits.
+fn packed12(n: usize) -> usize {
+    n / 2 * 3 + n % 2 * 2
+}
+
+multi_isa! {
+    fn encode12(x: &[u8], dtype: Dtype, codes: &mut [u8], scales: &mut [f32]) {
+        with_element!(dtype, X => {
+            let x: &[X] = bytemuck::cast_slice(x);
+            for ((x, codes), scale) in x.chunks(TILE).zip(codes.chunks_mut(TILE / 2 * 3)).zip(scales) {
+                *scale = block_scale_to(f32::from_bits(largest(x, 0)), E5M6_MAX, ScaleFormat::Ue8m0);
+                let code = |x: &X| to_e5m6(x.widen() / *scale);
+                for (x, codes) in x.chunks(2).zip(codes.chunks_mut(3)) {
+                    let a = code(&x[0]);
+                    codes[0] = a as u8;
+                    codes[1] = (a >> 8) as u8;
+                    if let Some(x) = x.get(1) {
+                        let b = code(x);
+                        codes[1] |= (b << 4) as u8;
+                        codes[2] = (b >> 4) as u8;
+                    }
+                }
+            }
+        });
+    }
+}
+
+multi_isa! {
+    fn decode12(codes: &[u8], scales: &[f32], y: &mut [bf16]) {
+        for ((codes, y), scale) in codes.chunks(TILE / 2 * 3).zip(y.chunks_mut(TILE)).zip(scales) {
+            let number = |code: u16| to_bf16(from_e5m6(code) * *scale);
+            for (codes, y) in codes.chunks(3).zip(y.chunks_mut(2)) {
+                y[0] = number(u16::from(codes[0]) | u16::from(codes[1] & 15) << 8);
+                if let Some(y) = y.get_mut(1) {
+                    *y = number(u16::from(codes[1] >> 4) | u16::from(codes[2]) << 4);
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     AdamW, AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Moments, Ops, Sequence, Tensor,
-    formats::{ScaleFormat, block_scale, from_e4m3, is_nan_e4m3, to_e4m3},
+    formats::{ScaleFormat, block_scale, block_scale_to, from_e4m3, from_e5m6, is_nan_e4m3, to_e4m3, to_e5m6},
     math::{exp, round_bf16, sum16},
     quantize::Tiles,
     reference_dot,
@@ -297,6 +297,25 @@ proptest! {
                     prop_assert_eq!(ops.fp8_expand(&kept), numbers);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_kept_in_twelve_bits_is_the_nearest_number_on_every_path(
+        t in 1usize..40, d in 1usize..300, dtype in dtype(), seed in 0u64..1000,
+    ) {
+        let mut x = tensor(Dtype::F32, seed, t, d).to_vec_f32();
+        x.iter_mut().enumerate().for_each(|(i, x)| *x *= [1.0, 0.0, 1e-6, 1e4][(i / d + i % d / 128) % 4]);
+        let x = Tensor::from_f32(x, d).to_dtype(dtype);
+        let meant: Vec<f32> = x.to_vec_f32().chunks(d).flat_map(|row| row.chunks(128)).flat_map(|tile| {
+            let largest = tile.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+            let scale = block_scale_to(largest, 65_024.0, ScaleFormat::Ue8m0);
+            tile.iter().map(|x| round_bf16(from_e5m6(to_e5m6(x / scale)) * scale)).collect::<Vec<_>>()
+        }).collect();
+        for ops in every_ops() {
+            let kept = ops.e5m6_keep(&x);
+            prop_assert_eq!(bits(&ops.fp8_expand(&kept).to_vec_f32()), bits(&meant), "{}", ops.isa().name());
+            prop_assert_eq!(kept.bytes(), t * (d * 3).div_ceil(2) + 4 * t * d.div_ceil(128));
         }
     }
 

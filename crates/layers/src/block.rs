@@ -58,11 +58,19 @@ struct Inner {
     x: Option<Tensor>,
     rrms: Vec<f32>,
     attention: AttentionSaved,
-    h_mid: Tensor,
-    /// The norm of `h_mid`, as above.
+    mid: Mid,
+    /// The norm of the stream after attention, as above.
     x_mid: Option<Tensor>,
     rrms_mid: Vec<f32>,
     ffn: FfnSaved,
+}
+
+/// The residual stream after attention.
+enum Mid {
+    /// f32 `[T, D]`
+    Whole(Tensor),
+    /// What attention added to the input: half the bytes, and the sum is made again.
+    Added(Tensor),
 }
 
 enum AttentionSaved {
@@ -95,7 +103,7 @@ impl Block {
         kv: &mut [&mut KvBlocks],
         keep: Keep,
     ) -> (Tensor, Saved, Option<Vec<usize>>) {
-        let (out, mut inner) = self.run(ops, w, &h, batch, kv);
+        let (out, mut inner, added) = self.run(ops, w, &h, batch, kv);
         let loads = match &inner.ffn {
             FfnSaved::Moe(s) => Some(s.routing.loads()),
             FfnSaved::Dense(_) => None,
@@ -104,7 +112,7 @@ impl Block {
             s.forget_up();
         }
         if w.fp8().is_some() {
-            (inner.x, inner.x_mid) = (None, None);
+            (inner.x, inner.x_mid, inner.mid) = (None, None, Mid::Added(added));
         }
         (out, Saved { h, inner: (keep != Keep::Input).then_some(inner) }, loads)
     }
@@ -126,9 +134,17 @@ impl Block {
         h
     }
 
-    fn run(&self, ops: &Ops, w: &Weights, h: &Tensor, batch: &Batch, kv: &mut [&mut KvBlocks]) -> (Tensor, Inner) {
+    /// The block's output, what it kept, and what attention added.
+    fn run(
+        &self,
+        ops: &Ops,
+        w: &Weights,
+        h: &Tensor,
+        batch: &Batch,
+        kv: &mut [&mut KvBlocks],
+    ) -> (Tensor, Inner, Tensor) {
         let (x, rrms) = self.attention_norm.forward(ops, w, h);
-        let (y, attention) = match &self.attention {
+        let (added, attention) = match &self.attention {
             Attention::Mla(a) => {
                 let (y, s) = a.forward(ops, w, &x, batch, kv);
                 (y, AttentionSaved::Mla(Box::new(s)))
@@ -138,7 +154,7 @@ impl Block {
                 (y, AttentionSaved::Gqa(Box::new(s)))
             }
         };
-        let h_mid = ops.sum(h, &y);
+        let h_mid = ops.sum(h, &added);
         let (x_mid, rrms_mid) = self.ffn_norm.forward(ops, w, &h_mid);
         let (y, ffn) = match &self.ffn {
             Ffn::Dense(f) => {
@@ -151,7 +167,8 @@ impl Block {
             }
         };
         let out = ops.sum(&h_mid, &y);
-        (out, Inner { x: Some(x), rrms, attention, h_mid, x_mid: Some(x_mid), rrms_mid, ffn })
+        let mid = Mid::Whole(h_mid);
+        (out, Inner { x: Some(x), rrms, attention, mid, x_mid: Some(x_mid), rrms_mid, ffn }, added)
     }
 
     /// `dh`: f32 `[T, D]`, ∂loss/∂output; becomes ∂loss/∂input. Adds to all gradients; returns the balance loss.
@@ -171,14 +188,18 @@ impl Block {
             let mut caches: Vec<_> = (1..batch.cu_seqlens.len()).map(|_| self.new_cache(w.dtype())).collect();
             self.run(ops, w, &h, batch, &mut caches.iter_mut().collect::<Vec<_>>()).1
         });
-        let x_mid = inner.x_mid.unwrap_or_else(|| self.ffn_norm.forward(ops, w, &inner.h_mid).0);
+        let h_mid = match inner.mid {
+            Mid::Whole(h_mid) => h_mid,
+            Mid::Added(y) => ops.sum(&h, &y),
+        };
+        let x_mid = inner.x_mid.unwrap_or_else(|| self.ffn_norm.forward(ops, w, &h_mid).0);
         let (dx, loss) = match (&self.ffn, &inner.ffn) {
             (Ffn::Dense(f), FfnSaved::Dense(s)) => (f.backward(ops, w, grads, &x_mid, s, dh), 0.0),
             (Ffn::Moe(f), FfnSaved::Moe(s)) => f.backward(ops, w, grads, &x_mid, s, dh, balance),
             _ => unreachable!("saved by the same block"),
         };
-        self.ffn_norm.backward(ops, w, grads, &inner.h_mid, &inner.rrms_mid, &dx, dh);
-        drop(x_mid);
+        self.ffn_norm.backward(ops, w, grads, &h_mid, &inner.rrms_mid, &dx, dh);
+        drop((x_mid, h_mid));
         let x = inner.x.unwrap_or_else(|| self.attention_norm.forward(ops, w, &h).0);
         let dx = match (&self.attention, &inner.attention) {
             (Attention::Mla(a), AttentionSaved::Mla(s)) => a.backward(ops, w, grads, &x, batch, s, dh),
@@ -203,8 +224,9 @@ impl Saved {
                     FfnSaved::Dense(s) => s.bytes(),
                     FfnSaved::Moe(s) => s.bytes(),
                 };
+                let (Mid::Whole(mid) | Mid::Added(mid)) = &i.mid;
                 let tensors: usize =
-                    [i.x.as_ref(), Some(&i.h_mid), i.x_mid.as_ref()].into_iter().flatten().map(Tensor::bytes).sum();
+                    [i.x.as_ref(), Some(mid), i.x_mid.as_ref()].into_iter().flatten().map(Tensor::bytes).sum();
                 tensors + attention + ffn + (i.rrms.len() + i.rrms_mid.len()) * 4
             })
     }

@@ -99,15 +99,25 @@ pub(crate) fn retiled<'a>(
 
 /// An activation between forward and backward.
 pub(crate) enum Kept {
+    /// As it is.
     Plain(Tensor),
+    /// In few bits.
     Fp8(Quantized),
 }
 
 impl Kept {
-    /// In one byte if the model computes in FP8.
+    /// In one byte (E4M3) if the model computes in FP8.
     pub fn new(ops: &Ops, w: &Weights, x: Tensor) -> Self {
         match w.fp8() {
             Some(fp8) => Self::Fp8(ops.fp8_keep(&x, fp8.scale)),
+            None => Self::Plain(x),
+        }
+    }
+
+    /// In twelve bits (E5M6), for what attention reads again: sums of values are sensitive.
+    pub fn new_e5m6(ops: &Ops, w: &Weights, x: Tensor) -> Self {
+        match w.fp8() {
+            Some(_) => Self::Fp8(ops.e5m6_keep(&x)),
             None => Self::Plain(x),
         }
     }

@@ -5,7 +5,11 @@
 
 use jevons_kernels::{AttentionSaved, HeadShape, KvBlocks, Ops, RopeLayout, Tensor};
 
-use crate::{Batch, Grads, Linear, Weights, fp8::Input, mla::sequences};
+use crate::{
+    Batch, Grads, Linear, Weights,
+    fp8::{Input, Kept},
+    mla::sequences,
+};
 
 /// Four projections.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +33,7 @@ pub struct Saved {
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    o: Tensor,
+    o: Kept,
     lse: Vec<f32>,
 }
 
@@ -53,7 +57,7 @@ impl Gqa {
         ops.rope(&mut k, self.layout(self.shape.kv_heads), &batch.angles);
         let (o, lse) = ops.attention(self.shape, &q, &k, &v, &mut sequences(batch, kv));
         let y = self.o.forward(ops, w, &o);
-        (y, Saved { q, k, v, o, lse })
+        (y, Saved { q, k, v, o: Kept::new_e5m6(ops, w, o), lse })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to all gradients and to `dx`: f32 `[T, D]`.
@@ -68,9 +72,9 @@ impl Gqa {
         s: &Saved,
         dy: &Tensor,
     ) -> Tensor {
-        let o = Input::new(ops, w, &[self.o.weight], &s.o);
-        let d_o = self.o.backward_new(ops, w, grads, &o, dy);
-        let saved = AttentionSaved { q: &s.q, k: &s.k, v: &s.v, o: &s.o, lse: &s.lse };
+        let o = &*s.o.get(ops);
+        let d_o = self.o.backward_new(ops, w, grads, &Input::new(ops, w, &[self.o.weight], o), dy);
+        let saved = AttentionSaved { q: &s.q, k: &s.k, v: &s.v, o, lse: &s.lse };
         let (mut dq, mut dk, dv) = ops.attention_grad(self.shape, &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.layout(self.shape.heads), &batch.angles);
         ops.rope_grad(&mut dk, self.layout(self.shape.kv_heads), &batch.angles);
@@ -85,6 +89,6 @@ impl Gqa {
 impl Saved {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        [&self.q, &self.k, &self.v, &self.o].iter().map(|t| t.bytes()).sum::<usize>() + self.lse.len() * 4
+        [&self.q, &self.k, &self.v].iter().map(|t| t.bytes()).sum::<usize>() + self.o.bytes() + self.lse.len() * 4
     }
 }

@@ -16,7 +16,10 @@
 
 use jevons_kernels::{AttentionSaved, Dtype, HeadShape, KvBlocks, LatentHeads, Ops, RopeLayout, Sequence, Tensor};
 
-use crate::{Batch, Grads, Linear, RmsNorm, Weights, fp8::Input};
+use crate::{
+    Batch, Grads, Linear, RmsNorm, Weights,
+    fp8::{Input, Kept},
+};
 
 /// How queries are made.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +61,7 @@ pub struct Saved {
     q_raw: Option<Tensor>,
     /// `[c ; k_r]`, `[T, R + Dr]`, without norm and rope.
     kv_raw: Tensor,
-    o: Tensor,
+    o: Kept,
     lse: Vec<f32>,
     /// Dropped and made again where memory is short.
     up: Option<Up>,
@@ -66,13 +69,19 @@ pub struct Saved {
 
 /// What follows from `q_raw` and `kv_raw`: the norms and up-projections.
 struct Up {
-    q_norm: Option<(Tensor, Vec<f32>)>,
-    kv_norm: (Tensor, Vec<f32>),
-    /// `[T, R]`, what the norm saw.
-    latent: Tensor,
+    /// Dropped and made again where models compute in FP8.
+    normed: Option<Normed>,
     q: Tensor,
     k: Tensor,
     v: Tensor,
+}
+
+/// The latent vectors after their norms.
+struct Normed {
+    q: Option<(Tensor, Vec<f32>)>,
+    kv: (Tensor, Vec<f32>),
+    /// `[T, R]`, what the norm of keys and values saw.
+    latent: Tensor,
 }
 
 impl Mla {
@@ -147,7 +156,17 @@ impl Mla {
         let (latent, k_rope) = self.latents(ops, batch, kv_raw);
         let kv_norm = self.kv_norm.forward(ops, w, &latent);
         let (k, v) = ops.latent_split(&self.kv_b.forward(ops, w, &kv_norm.0), &k_rope, self.heads);
-        Up { q_norm, kv_norm, latent, q, k, v }
+        Up { normed: Some(Normed { q: q_norm, kv: kv_norm, latent }), q, k, v }
+    }
+
+    /// The norms alone, as [`Mla::up`] makes them.
+    fn normed(&self, ops: &Ops, w: &Weights, q_raw: Option<&Tensor>, kv_raw: &Tensor) -> Normed {
+        let q = match (self.query, q_raw) {
+            (Query::Latent(_, norm, _), Some(raw)) => Some(norm.forward(ops, w, raw)),
+            _ => None,
+        };
+        let latent = ops.columns(kv_raw, 0, self.latent);
+        Normed { q, kv: self.kv_norm.forward(ops, w, &latent), latent }
     }
 
     /// [`Mla::forward`] in the form of the model's settings, where no backward follows.
@@ -178,7 +197,8 @@ impl Mla {
         let up = self.up(ops, w, x, batch, q_raw.as_ref(), &kv_raw);
         let (o, lse) = ops.attention(self.shape(), &up.q, &up.k, &up.v, &mut sequences(batch, kv));
         let y = self.o.forward(ops, w, &o);
-        (y, Saved { q_raw, kv_raw, o, lse, up: Some(up) })
+        let normed = up.normed.filter(|_| w.fp8().is_none());
+        (y, Saved { q_raw, kv_raw, o: Kept::new_e5m6(ops, w, o), lse, up: Some(Up { normed, ..up }) })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`.
@@ -201,9 +221,17 @@ impl Mla {
                 &again
             }
         };
-        let input = |linear: &Linear, x| Input::new(ops, w, &[linear.weight], x);
-        let d_o = self.o.backward_new(ops, w, grads, &input(&self.o, &s.o), dy);
-        let saved = AttentionSaved { q: &up.q, k: &up.k, v: &up.v, o: &s.o, lse: &s.lse };
+        let made;
+        let normed = match &up.normed {
+            Some(normed) => normed,
+            None => {
+                made = self.normed(ops, w, s.q_raw.as_ref(), &s.kv_raw);
+                &made
+            }
+        };
+        let o = &*s.o.get(ops);
+        let d_o = self.o.backward_new(ops, w, grads, &Input::new(ops, w, &[self.o.weight], o), dy);
+        let saved = AttentionSaved { q: &up.q, k: &up.k, v: &up.v, o, lse: &s.lse };
         let (mut dq, dk, dv) = ops.attention_grad(self.shape(), &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.q_layout(), &batch.angles);
         let first = match self.query {
@@ -211,9 +239,10 @@ impl Mla {
             Query::Direct(q) => q.weight,
         };
         let x = &Input::new(ops, w, &[first, self.kv_a.weight], x);
-        let mut dx = match (self.query, &s.q_raw, &up.q_norm) {
-            (Query::Latent(a, norm, b), Some(raw), Some((normed, rrms))) => {
-                let dnormed = b.backward_new(ops, w, grads, &input(&b, normed), &dq);
+        let mut dx = match (self.query, &s.q_raw, &normed.q) {
+            (Query::Latent(a, norm, b), Some(raw), Some((q, rrms))) => {
+                let q = Input::new(ops, w, &[b.weight], q);
+                let dnormed = b.backward_new(ops, w, grads, &q, &dq);
                 let mut draw = Tensor::zeros(Dtype::F32, raw.rows, raw.cols);
                 norm.backward(ops, w, grads, raw, rrms, &dnormed, &mut draw);
                 a.backward_new(ops, w, grads, x, &draw)
@@ -223,9 +252,10 @@ impl Mla {
         };
         let (dkv, mut dk_rope) = ops.latent_split_grad(&dk, &dv, self.heads);
         ops.rope_grad(&mut dk_rope, self.k_layout(), &batch.angles);
-        let dnormed = self.kv_b.backward_new(ops, w, grads, &input(&self.kv_b, &up.kv_norm.0), &dkv);
+        let kv = Input::new(ops, w, &[self.kv_b.weight], &normed.kv.0);
+        let dnormed = self.kv_b.backward_new(ops, w, grads, &kv, &dkv);
         let mut dlatent = Tensor::zeros(Dtype::F32, dy.rows, self.latent);
-        self.kv_norm.backward(ops, w, grads, &up.latent, &up.kv_norm.1, &dnormed, &mut dlatent);
+        self.kv_norm.backward(ops, w, grads, &normed.latent, &normed.kv.1, &dnormed, &mut dlatent);
         self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), &mut dx);
         dx
     }
@@ -245,9 +275,9 @@ impl Saved {
             + self.o.bytes()
             + self.lse.len() * 4
             + self.up.as_ref().map_or(0, |u| {
-                u.q_norm.as_ref().map_or(0, norm)
-                    + norm(&u.kv_norm)
-                    + [&u.latent, &u.q, &u.k, &u.v].iter().map(|t| t.bytes()).sum::<usize>()
+                let normed =
+                    u.normed.as_ref().map_or(0, |n| n.q.as_ref().map_or(0, norm) + norm(&n.kv) + n.latent.bytes());
+                normed + [&u.q, &u.k, &u.v].iter().map(|t| t.bytes()).sum::<usize>()
             })
     }
 }

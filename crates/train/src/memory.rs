@@ -153,6 +153,8 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
     let a = s.precision.dtype().size();
     let fp8 = matches!(s.precision, Precision::Fp8(_));
     let (d, h) = (c.hidden_size, c.num_attention_heads);
+    // What attention returns takes twelve bits in FP8.
+    let output = |n: usize| if fp8 { (3 * n).div_ceil(2) + 4 * n.div_ceil(128) } else { a * n };
     let (attention, attention_working) = match c.attention {
         Attention::Mla {
             q_lora_rank,
@@ -163,13 +165,16 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
             ..
         } => {
             let (dk, rq) = (dn + dr, q_lora_rank.unwrap_or(0));
-            let raw = a * (rq + r + dr + h * dv) + 4 * h;
-            let up = if rq > 0 { a * rq + 4 } else { 0 } + a * 2 * r + 4 + a * h * (2 * dk + dv);
+            let raw = a * (rq + r + dr) + output(h * dv) + 4 * h;
+            // The norms are made again in FP8.
+            let query = if rq > 0 { a * rq + 4 } else { 0 };
+            let normed = if fp8 { 0 } else { query + a * 2 * r + 4 };
+            let up = normed + a * h * (2 * dk + dv);
             let kept = if s.keep == Keep::ButUp { raw } else { raw + up };
             (kept, 8 * h * (2 * dk + 2 * dv) + 4 * h * (dn + dv) + if s.keep == Keep::ButUp { up } else { 0 })
         }
         Attention::Gqa { num_key_value_heads: g, head_dim: dh, .. } => {
-            (a * (2 * h * dh + 2 * g * dh) + 4 * h, 8 * (2 * h * dh + 2 * g * dh))
+            (a * (h * dh + 2 * g * dh) + output(h * dh) + 4 * h, 8 * (2 * h * dh + 2 * g * dh))
         }
     };
     // A kept number of FP8 takes a byte, and a scale is kept for 128 of them.
@@ -189,7 +194,7 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
         }
         _ => swiglu(c.intermediate_size),
     };
-    // The norms' outputs are made again in FP8.
-    let stream = 4 * d + 4 * d + 8 + if fp8 { 0 } else { 2 * a * d };
+    // In FP8 the norms are made again, and the stream after attention from what that added.
+    let stream = 4 * d + 8 + if fp8 { a * d } else { 4 * d + 2 * a * d };
     Layer { saved: tokens * (stream + attention + ffn), working: tokens * attention_working.max(ffn_working) }
 }
