@@ -81,6 +81,14 @@ pub(crate) fn gradient<'a>(
     }
 }
 
+/// [`gradient`] of what is not needed otherwise.
+pub(crate) fn taken(ops: &Ops, w: &Weights, linear: ParamId, dy: Tensor, offsets: &[usize]) -> Tensor {
+    match gradient(ops, w, linear, &dy, offsets) {
+        Cow::Owned(quantised) => quantised,
+        Cow::Borrowed(_) => dy,
+    }
+}
+
 /// An operand of `dW` from that of another product. `offsets`: groups of tokens.
 pub(crate) fn retiled<'a>(
     ops: &Ops,

@@ -3,11 +3,13 @@
 //! Source: DeepSeek-V3, arXiv:2412.19437, section 2.1.2. Shapes: `T` tokens, `D` model width, `E` experts, `K` chosen per
 //! token, `F` expert width; sorted rows `[T · K, ·]` have experts ascending.
 
+use std::borrow::Cow;
+
 use jevons_kernels::{Dtype, Matrix, Ops, Routing, Tensor};
 
 use crate::{
     Gate, Grads, ParamId, SwiGlu, Weights,
-    fp8::{Input, Kept, gradient, retiled},
+    fp8::{Input, Kept, gradient, retiled, taken},
     gate::Balance,
     swiglu,
 };
@@ -72,30 +74,36 @@ impl Moe {
             (Some(shared), Some(saved)) => shared.backward(ops, w, grads, x, saved, dy),
             _ => Tensor::zeros(Dtype::F32, x.rows, x.cols),
         };
-        // All experts of a layer are held alike, so in FP8 the first one tells.
-        let mut dys = ops.gather(dy, &r.tokens);
-        let (g, u) = (s.g.get(ops), s.u.get(ops));
-        let a = ops.silu_mul(&g, &u);
-        let mut da = ops.grouped_matmul_input_grad(
-            &gradient(ops, w, self.downs[0], &dys, offsets),
-            offsets,
-            &of(w, &self.downs),
-        );
+        // All experts of a layer are held alike, so in FP8 the first one tells. What is large is dropped as soon as it can be.
+        let first = self.downs[0];
+        let a = ops.silu_mul(&s.g.get(ops), &s.u.get(ops));
+        let (mut da, mut dys) = match gradient(ops, w, first, dy, &[0, dy.rows]) {
+            Cow::Borrowed(dy) => {
+                let dys = ops.gather(dy, &r.tokens);
+                (ops.grouped_matmul_input_grad(&dys, offsets, &of(w, &self.downs)), dys)
+            }
+            // A token's numbers are the same wherever it stands, so they are sorted rather than made again for each of its experts.
+            Cow::Owned(quantised) => {
+                let da =
+                    ops.grouped_matmul_input_grad(&ops.gather(&quantised, &r.tokens), offsets, &of(w, &self.downs));
+                drop(quantised);
+                (da, ops.gather(dy, &r.tokens))
+            }
+        };
         let dw = ops.route_weight_grad(&da, &a, r);
         ops.scale_rows(&mut da, r);
         ops.scale_rows(&mut dys, r);
         {
-            let first = self.downs[0];
+            let dys = taken(ops, w, first, dys, offsets);
             let down = Input::new(ops, w, &[first], &a);
-            let dys = gradient(ops, w, first, &dys, offsets);
             let (dys, a) = (retiled(ops, w, first, &dys, offsets), retiled(ops, w, first, down.of(w, first), offsets));
             grads.with_many(&self.downs, |d| ops.grouped_matmul_weight_grad(&dys, &a, offsets, d));
         }
-        drop(dys);
-        let (dg, du) = ops.silu_mul_grad(&g, &u, &da);
-        drop((a, da, g, u));
-        let dg = gradient(ops, w, self.gates[0], &dg, offsets);
-        let du = gradient(ops, w, self.ups[0], &du, offsets);
+        drop(a);
+        let (dg, du) = ops.silu_mul_grad(&s.g.get(ops), &s.u.get(ops), &da);
+        drop(da);
+        let dg = taken(ops, w, self.gates[0], dg, offsets);
+        let du = taken(ops, w, self.ups[0], du, offsets);
         {
             let input = Input::new(ops, w, &self.gates[..1], x);
             let sorted = ops.gather(input.of(w, self.gates[0]), &r.tokens);

@@ -187,9 +187,7 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
             let routing = 4 * (4 * k + m.n_routed_experts);
             (
                 2 * k * kept(f) + routing + shared.0,
-                k * (d * (4 + a) + f * (4 * 3 + a) + if fp8 { a * (d + 2 * f) } else { 0 })
-                    + shared.1
-                    + 4 * m.n_routed_experts,
+                k * (d * (4 + a) + f * (4 * 3 + a)) + shared.1 + 4 * m.n_routed_experts,
             )
         }
         _ => swiglu(c.intermediate_size),
