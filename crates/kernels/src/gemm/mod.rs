@@ -12,6 +12,8 @@
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod dots;
+#[cfg(target_arch = "x86_64")]
+mod few;
 pub(crate) mod fp8;
 pub(crate) mod lanes;
 pub(crate) mod pack;
@@ -219,8 +221,8 @@ trait Panels: Sync {
     /// What products take.
     type E: Packable;
     fn k(&self) -> usize;
-    /// Whether pieces are made beside, so that they should be small.
-    fn made_beside(&self, isa: Isa) -> bool;
+    /// Whether pieces are made beside for so many rows, so that they should be small.
+    fn made_beside(&self, isa: Isa, rows: usize) -> bool;
     /// [`tiles_at`] of some panels and pairs of `k`.
     ///
     /// # Safety
@@ -241,7 +243,7 @@ trait Panels: Sync {
 
     /// Elements of K that blocks of so many rows take at a time.
     fn depth(&self, isa: Isa, rows: usize) -> usize {
-        if rows <= THIN && !self.made_beside(isa) { self.k().max(1) } else { BLOCK_K }
+        if rows <= THIN && !self.made_beside(isa, rows) { self.k().max(1) } else { BLOCK_K }
     }
 }
 
@@ -250,7 +252,7 @@ impl<E: Packable> Panels for Packed<E> {
     fn k(&self) -> usize {
         self.k
     }
-    fn made_beside(&self, _: Isa) -> bool {
+    fn made_beside(&self, _: Isa, _: usize) -> bool {
         false
     }
     unsafe fn tiles_at(
@@ -277,8 +279,8 @@ impl Panels for PackedFp8 {
     fn k(&self) -> usize {
         self.k
     }
-    fn made_beside(&self, isa: Isa) -> bool {
-        !takes_codes(isa)
+    fn made_beside(&self, isa: Isa, rows: usize) -> bool {
+        !takes_codes(isa, rows)
     }
     unsafe fn tiles_at(
         &self,
@@ -293,8 +295,12 @@ impl Panels for PackedFp8 {
         made: &mut Made,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if takes_codes(isa) {
+        if takes_codes(isa, rows) {
             assert!(strips.len() >= left_len::<bf16>(isa, rows, 2 * pairs.len()));
+            if isa.0 != Level::Avx512Bf16 {
+                // SAFETY: just asked; of few rows the piece is all of K; the place is the caller's promise.
+                return unsafe { few::tiles(isa, rows, panels, strips, self, &mut made.tables, c, stride, keep) };
+            }
             let (strips, chunk) = (bytemuck::cast_slice(strips), 2 * pairs.start / fp8::CHUNK);
             // SAFETY: just asked and asserted; the place is the caller's promise.
             return unsafe {
@@ -307,16 +313,20 @@ impl Panels for PackedFp8 {
     }
 }
 
-/// Whether the path multiplies by codes as they lie.
-fn takes_codes(isa: Isa) -> bool {
+/// Whether the path multiplies so many rows by codes as they lie.
+fn takes_codes(isa: Isa, rows: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return isa.0 == Level::Avx512Bf16 && isa.has_vbmi();
+    return isa.has_vbmi() && (isa.0 == Level::Avx512Bf16 || rows <= THIN);
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = isa;
+        let _ = (isa, rows);
         false
     }
 }
+
+// What takes codes as they lie is not packed for the tiles of AMX.
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(THIN < amx::MIN_ROWS);
 
 /// A left operand packed once for all columns: for each block of rows the pieces of K, one after the other.
 struct Strips {
@@ -353,7 +363,7 @@ fn block<B: Panels>(isa: Isa, p: &Problem<'_>, b: &B, task: &Task, packed: Optio
     let (k, depth) = (b.k(), b.depth(isa, rows));
     let piece = left_len::<B::E>(isa, rows, depth);
     // What is made stays in the first caches until it is used.
-    let step = if b.made_beside(isa) { 4 * PANEL } else { BLOCK_N };
+    let step = if b.made_beside(isa, rows) { 4 * PANEL } else { BLOCK_N };
     SCRATCH.with_borrow_mut(|(scratch, c, made)| {
         c.resize(BLOCK_M * BLOCK_N, 0.0);
         let strips = match packed {
