@@ -184,6 +184,7 @@ impl PackedFp8 {
     }
 
     /// Tables of all blocks of columns for the block of rows that holds a panel.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn tables(&self, isa: Isa, panel: usize, tables: &mut Vec<Table>) {
         tables.resize_with(self.k.div_ceil(SCALE_BLOCK), Table::default);
         for (block, table) in tables.iter_mut().enumerate() {
