@@ -12,6 +12,39 @@ pub fn bytes(n: u64) -> String {
     scaled(n, "B")
 }
 
+/// Any number with three digits that count: `0.00123`, `3.71e24`, `5.58 M`.
+pub fn number(x: f64) -> String {
+    let size = x.abs();
+    if x == 0.0 || !x.is_finite() {
+        return x.to_string();
+    }
+    let three = |x: f64| {
+        let size = x.abs();
+        let decimals = if size >= 99.95 {
+            0
+        } else if size >= 9.995 {
+            1
+        } else {
+            2
+        };
+        format!("{x:.decimals$}")
+    };
+    match size {
+        1e15.. => format!("{x:.2e}"),
+        0.9995e12.. => three(x / 1e12) + " T",
+        0.9995e9.. => three(x / 1e9) + " B",
+        0.9995e6.. => three(x / 1e6) + " M",
+        9999.5.. => three(x / 1e3) + " K",
+        0.9995.. => three(x),
+        1e-4.. => {
+            // As many zeros as there are, then three digits.
+            let zeros = (1..=4).find(|n| size * 10f64.powi(*n) >= 0.9995).unwrap_or(4);
+            format!("{x:.*}", zeros as usize + 2)
+        }
+        _ => format!("{x:.2e}"),
+    }
+}
+
 /// How much was computed, and how fast.
 pub fn speeds(generation: &Generation) -> String {
     let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(" at {r:.0}/s"));
@@ -42,6 +75,16 @@ fn scaled(n: u64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        let shown =
+            [0.0, 0.00123, 0.0456, 0.789, 1.0, 12.34, 999.6, 4711.0, 12_345.0, 5.576e6, 3.706e24, 1e-9].map(number);
+        let want = [
+            "0", "0.00123", "0.0456", "0.789", "1.00", "12.3", "1000", "4711", "12.3 K", "5.58 M", "3.71e24", "1.00e-9",
+        ];
+        assert_eq!(shown, want);
+    }
 
     #[test]
     fn counts_and_bytes_change_unit_where_they_need_five_digits() {

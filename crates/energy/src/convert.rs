@@ -21,6 +21,7 @@ mod monte_carlo;
 mod site;
 
 pub use band::Band;
+pub(crate) use band::Z95;
 pub use constants::{Constant, Evidence, Month, constant, constants, stale};
 pub use hours::{CarbonIntensity, Hour, IntensityHours};
 pub use money::{Money, Usage, api_usd, capital_recovery_factor, owned_usd, rental_usd};

@@ -14,13 +14,8 @@ use tempfile::TempDir;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
-    ("safetensors", safetensors),
-    ("index", index),
-    ("config", config),
-    ("template", template),
-    ("adapter", adapter),
-];
+pub const TARGETS: [Target; 5] =
+    [("safetensors", safetensors), ("index", index), ("config", config), ("template", template), ("adapter", adapter)];
 
 /// Numbers of a tensor that are decoded; a header may promise more than there is, but never more than the file.
 const MAX_ELEMENTS: usize = 1 << 20;

@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod generate;
 mod info;
+mod plan;
 mod score;
 mod tokenizer;
 mod train;
@@ -20,6 +21,7 @@ pub enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Info(info::Args),
+    Plan(plan::Args),
     Train(train::Args),
     Tokenizer(tokenizer::Args),
     Adapter(adapter::Args),
@@ -40,6 +42,7 @@ impl Command {
             Self::Generate(args) => generate::run(args, out),
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
+            Self::Plan(args) => plan::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),

@@ -84,20 +84,32 @@ impl Band {
 impl FromStr for Band {
     type Err = ConvertError;
 
-    /// `12`, `1.5e6`, or `low:mid:high`.
+    /// `12`, `1.5e6`, `14.8T` (K, M, B or G, T), or `low:mid:high`.
     fn from_str(text: &str) -> Result<Self, ConvertError> {
         let bad = || ConvertError::Number {
             what: "a quantity".into(),
             found: format!("`{}`", text.chars().take(60).collect::<String>()),
-            expected: "a number that is not negative (12, 1.5e6), or its band low:mid:high (1e6:2e6:5e6)".into(),
+            expected: "a number that is not negative (12, 1.5e6, 14.8T), or its band low:mid:high (1M:2M:5M)".into(),
         };
-        let numbers: Result<Vec<f64>, _> = text.split(':').map(|part| part.trim().parse::<f64>()).collect();
+        let numbers: Result<Vec<f64>, _> = text.split(':').map(|part| with_suffix(part.trim())).collect();
         match numbers.as_deref() {
             Ok([x]) => Self::new(*x, *x, *x).map_err(|_| bad()),
             Ok([low, mid, high]) => Self::new(*low, *mid, *high),
             _ => Err(bad()),
         }
     }
+}
+
+/// A number with K, M, B (or G) or T after it, in powers of a thousand.
+fn with_suffix(text: &str) -> Result<f64, std::num::ParseFloatError> {
+    let (digits, factor) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1e3),
+        Some((at, 'M')) => (&text[..at], 1e6),
+        Some((at, 'B' | 'G')) => (&text[..at], 1e9),
+        Some((at, 'T')) => (&text[..at], 1e12),
+        _ => (text, 1.0),
+    };
+    digits.parse::<f64>().map(|x| x * factor)
 }
 
 impl<'de> Deserialize<'de> for Band {
@@ -136,6 +148,9 @@ mod tests {
             assert!(text.parse::<Band>().is_err(), "{text}");
         }
         assert_eq!("1e3".parse::<Band>().unwrap(), Band::exact(1000.0));
+        assert_eq!("14.8T".parse::<Band>().unwrap(), Band::exact(14.8e12));
+        assert_eq!("2788K".parse::<Band>().unwrap(), Band::exact(2.788e6));
+        assert!("T".parse::<Band>().is_err() && "1Q".parse::<Band>().is_err());
         assert_eq!("1:2:3".parse::<Band>().unwrap(), Band::new(1.0, 2.0, 3.0).unwrap());
     }
 }
