@@ -4,5 +4,7 @@
 //! Files from outside (tables of hours, usage records) are checked; nothing here opens a connection.
 #![forbid(unsafe_code)]
 
+pub mod claims;
 pub mod convert;
 pub mod plan;
+pub mod rebound;

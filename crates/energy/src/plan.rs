@@ -22,6 +22,7 @@ use serde::Serialize;
 pub use hardware::{Device, devices};
 pub use model::{ModelShape, Routed};
 pub use report::{Assumption, Plan, Row};
+pub(crate) use runs::student_t;
 pub use runs::{BackTest, Run, Utilisation, back_tests, runs, utilisation};
 pub use serving::{Serving, coverage, decode_step_s};
 pub use training::{Distillation, R1, Rl};

@@ -353,8 +353,9 @@ fn print(plan: &Plan, out: &mut impl Write) -> anyhow::Result<()> {
     let [p5, p50, p95] = ["p5", "p50", "p95"];
     writeln!(out, "{:<width$}  {p5:>9} {p50:>9} {p95:>9}  unit", "")?;
     for row in &plan.rows {
-        let [a, b, c] = [row.value.p5, row.value.p50, row.value.p95].map(human::number);
-        writeln!(out, "{:<width$}  {a:>9} {b:>9} {c:>9}  {}", row.label, row.unit)?;
+        let (factor, unit) = fitting(row.unit, row.value.p95);
+        let [a, b, c] = [row.value.p5, row.value.p50, row.value.p95].map(|x| human::number(x * factor));
+        writeln!(out, "{:<width$}  {a:>9} {b:>9} {c:>9}  {unit}", row.label)?;
     }
     writeln!(out, "\nIt stands on (p5, p50, p95)")?;
     for a in &plan.assumptions {
@@ -372,6 +373,18 @@ fn print(plan: &Plan, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "warning: {warning}")?;
     }
     Ok(())
+}
+
+/// A smaller unit for small numbers, and what to multiply by.
+fn fitting(unit: &'static str, largest: f64) -> (f64, &'static str) {
+    match unit {
+        _ if largest >= 1.0 => (1.0, unit),
+        "MWh" => (1e3, "kWh"),
+        "MW" => (1e6, "W"),
+        "t CO2e" => (1e3, "kg CO2e"),
+        "m3" => (1e3, "L"),
+        _ => (1.0, unit),
+    }
 }
 
 fn print_back_tests(tests: &[BackTest], out: &mut impl Write) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use super::{
     model::ModelShape,
     number,
     report::{Numbers, rows},
-    training::{common, money_formula},
+    training::{common, money_formula, short},
 };
 use crate::convert::{Band, Constant, Draw, Usage, constant};
 
@@ -257,13 +257,13 @@ pub(super) fn plan(request: &Request, serving: &Serving) -> Result<Plan, PlanErr
         warnings.push(format!("one copy of the model needs {per_copy} {}", device.name));
     }
     let title = format!(
-        "{:.4} · 10⁹ parameters for {:.4} users with {:.4} requests a day each, {:.0} tokens in and {:.0} out, batch {:.0}, on {} in {}",
-        model.total_parameters / 1e9,
-        serving.users.mid(),
-        serving.requests_per_day.mid(),
-        serving.input_tokens.mid(),
-        serving.output_tokens.mid(),
-        serving.batch,
+        "{} parameters for {} users with {} requests a day each, {} tokens in and {} out, batch {}, on {}, in {}",
+        short(model.total_parameters),
+        short(serving.users.mid()),
+        short(serving.requests_per_day.mid()),
+        short(serving.input_tokens.mid()),
+        short(serving.output_tokens.mid()),
+        short(serving.batch),
         device.name,
         request.site.region
     );

@@ -72,7 +72,7 @@ impl R1 {
                 // From about a thousand to more than ten thousand over the run, read off the published curve.
                 mean_tokens: band(4_000.0, 8_000.0, 12_000.0),
                 // The limit was 32,768, for the last fifth of R1-Zero 65,536; early outputs do not reach it.
-                longest_tokens: band(18_000.0, 32_768.0, 45_000.0),
+                longest_tokens: band(15_000.0, 28_000.0, 40_000.0),
                 prompt_tokens: 300.0,
             },
             sft: Distillation {
@@ -424,20 +424,33 @@ pub(super) fn common(request: &Request, assumptions: &mut Vec<Assumption>) -> Ve
     warnings
 }
 
+/// `671 B`: at most four digits and a letter.
+pub(super) fn short(x: f64) -> String {
+    let (scaled, letter) = match x {
+        1e12.. => (x / 1e12, " T"),
+        1e9.. => (x / 1e9, " B"),
+        1e6.. => (x / 1e6, " M"),
+        1e4.. => (x / 1e3, " K"),
+        _ => (x, ""),
+    };
+    let text = format!("{scaled:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string() + letter
+}
+
 fn title(request: &Request) -> String {
     let Request { model, device, site, .. } = request;
     let work = match &request.work {
-        Work::Train { tokens, .. } => format!("training on {:.4} · 10⁹ tokens", tokens.mid() / 1e9),
+        Work::Train { tokens, .. } => format!("training on {} tokens", short(tokens.mid())),
         Work::Rl(rl) => format!("{:.0} steps of reinforcement learning", rl.steps.mid()),
-        Work::Distill(d) => format!("distillation into it of {:.4} · 10⁹ tokens", d.tokens.mid() / 1e9),
+        Work::Distill(d) => format!("distillation into it of {} tokens", short(d.tokens.mid())),
         Work::R1(_) => "the R1 recipe on top of it".into(),
         Work::Serve(_) => "a service".into(),
     };
     let devices = request.devices.map_or(String::new(), |n| format!("{n:.0} "));
     format!(
-        "{:.4} · 10⁹ parameters, {:.4} of them per token: {work}, on {devices}{}, in {}",
-        model.total_parameters / 1e9,
-        model.active_parameters / 1e9,
+        "{} parameters, {} of them per token: {work}, on {devices}{}, in {}",
+        short(model.total_parameters),
+        short(model.active_parameters),
         device.name,
         site.region
     )
