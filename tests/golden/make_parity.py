@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Make the small reference cases `v3-odd-groups`, `v3-no-q-lora-tied` and `qwen2-tied-odd` with transformers.
+"""Make the small reference cases `v3-odd-groups`, `v3-no-q-lora-tied`, `qwen2-tied-odd` and `v3-fp8-odd` with transformers.
 
   make_parity.py [--out FOLDER] [CASE ...]      default: beside this file under parity/, every small case
 
-Each case is a folder in the format of README.md. The weights are random bf16; everything computed from them is float32.
+Each case is a folder in the format of README.md. The weights are random bf16, in `v3-fp8-odd` block FP8; everything computed from
+them is float32.
 A case takes the first seed whose answers do not hang on a rounding: no near tie in the greedy continuation or between
 chosen and dropped experts, tokens for the experts whose gradients are kept, and a bf16 run of transformers close to the
 f32 run (`Margins`).
@@ -12,6 +13,7 @@ import argparse
 import itertools
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import torch
@@ -60,6 +62,11 @@ CONFIGS = {
         "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 259},
 }
+CONFIGS["v3-fp8-odd"] = deepseek_v3(
+    hidden_size=136, num_hidden_layers=2, num_attention_heads=3, qk_nope_head_dim=12, qk_rope_head_dim=6, v_head_dim=20, q_lora_rank=20,
+    kv_lora_rank=132, n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, intermediate_size=150, vocab_size=61,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    quantization_config={"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]})
 # The same structure at sizes above the SIMD blocks: 2.2 MB, so it is made only when named and not kept in the repository. Its
 # many gates leave no hope of a seed that stands bf16.
 LARGE = {
@@ -126,6 +133,39 @@ def random_weights(config, generator):
             t = (0.18 if name.endswith(SHARP) else 0.1) * torch.randn(shape, generator=generator)
         weights[name] = t.bfloat16()
     return weights
+
+
+BLOCK, E4M3_MAX = 128, 448.0
+
+
+def scale_kind(name):
+    """Every kind of scale that checkpoints have: FP32; BF16, as some tools store them; powers of two in their own format."""
+    if ".self_attn." in name:
+        return torch.bfloat16
+    return torch.float8_e8m0fnu if ".experts." in name else torch.float32
+
+
+def quantised(weights):
+    """Block FP8 of every projection, partial blocks over their own numbers: the tensors to store, and their values in float32."""
+    stored, values = {}, {}
+    for name, w in weights.items():
+        if "_proj" not in name or w.ndim != 2:
+            stored[name] = values[name] = w
+            continue
+        kind = scale_kind(name)
+        codes, value = torch.empty_like(w, dtype=torch.float8_e4m3fn), torch.empty_like(w, dtype=torch.float32)
+        scales = torch.empty([math.ceil(n / BLOCK) for n in w.shape], dtype=torch.float32)
+        for i, j in itertools.product(*map(range, scales.shape)):
+            at = (slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK))
+            block = w[at].float()
+            scale = block.abs().max() / E4M3_MAX
+            if kind == torch.float8_e8m0fnu:
+                scale = torch.exp2(torch.ceil(torch.log2(scale)))
+            scale = scale.to(kind).float()
+            codes[at] = (block / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+            value[at], scales[i, j] = codes[at].float() * scale, scale
+        stored[name], values[name], stored[f"{name}_scale_inv"] = codes, value, scales.to(kind)
+    return stored, values
 
 
 class GateWatch:
@@ -202,13 +242,19 @@ def reference(folder, config, generator):
 def make(name, settings, folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    config = AutoConfig.from_pretrained(folder)
-    for seed in itertools.count():
-        generator = torch.Generator().manual_seed(seed)
-        save_file(random_weights(config, generator), folder / "model.safetensors", {"format": "pt"})
-        tensors, margins = reference(folder, config, generator)
-        if margins.ok and (margins.ok_in_bf16 or name in LARGE):
-            break
+    with tempfile.TemporaryDirectory() as plain:  # what transformers reads: the numbers, not their codes
+        plain = Path(plain)
+        (plain / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "quantization_config"}))
+        config = AutoConfig.from_pretrained(plain)
+        for seed in itertools.count():
+            generator = torch.Generator().manual_seed(seed)
+            weights = random_weights(config, generator)
+            stored, values = quantised(weights) if "quantization_config" in settings else (weights, weights)
+            save_file(values, plain / "model.safetensors", {"format": "pt"})
+            tensors, margins = reference(plain, config, generator)
+            if margins.ok and (margins.ok_in_bf16 or name in LARGE):
+                break
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
     save_file(tensors, folder / "reference.safetensors")
 
     ids = tensors["input_ids"].tolist()

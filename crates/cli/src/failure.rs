@@ -19,11 +19,26 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// A program that was run ended with this exit code, and has said why itself.
+#[derive(Debug)]
+pub struct ExitWith(pub u8);
+
+impl fmt::Display for ExitWith {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the program ended with exit code {}", self.0)
+    }
+}
+
+impl std::error::Error for ExitWith {}
+
 /// Prints `error` and the errors below it, leaving out a cause that the message above it tells already.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     // The reader of a pipe (`jevons score … | head`) has gone: that is not an error of ours.
     if error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(ExitWith(code)) = error.downcast_ref() {
+        return ExitCode::from(*code);
     }
     let mut said = String::new();
     for (level, cause) in error.chain().enumerate() {

@@ -2,14 +2,49 @@
 
 use jevons_infer::Generation;
 
-/// A count with three or four digits and a unit: `671.0 B`.
+/// A count with three or four digits and a unit: `671.0 B`, `37.55 B`.
 pub fn count(n: u64) -> String {
-    scaled(n, "")
+    let steps = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")];
+    // 999,950 and more would print as 1000.0 of the unit below.
+    match steps.iter().find(|(step, _)| n as f64 >= step * 0.99995 && n >= 1000) {
+        Some((step, unit)) => {
+            let scaled = n as f64 / step;
+            let places = if scaled < 99.995 { 2 } else { 1 };
+            format!("{scaled:.places$} {unit}")
+        }
+        None => n.to_string(),
+    }
 }
 
 /// Bytes, in powers of ten: `4.8 MB`.
 pub fn bytes(n: u64) -> String {
-    scaled(n, "B")
+    let steps = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match steps.iter().find(|(step, _)| n as f64 >= step * 0.99995 && n >= 1000) {
+        Some((step, unit)) => format!("{:.1} {unit}", n as f64 / step),
+        None => format!("{n} B"),
+    }
+}
+
+/// Floating-point operations: `250.4 GFLOP`.
+pub fn flop(n: f64) -> String {
+    let steps = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")];
+    match steps.iter().find(|(step, _)| n >= *step) {
+        Some((step, prefix)) => format!("{:.1} {prefix}FLOP", n / step),
+        None => format!("{:.1} kFLOP", n / 1e3),
+    }
+}
+
+/// A whole number with a comma before each group of three digits: `129,280`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Any number with three digits that count: `0.00123`, `3.71e24`, `5.58 M`.
@@ -61,17 +96,6 @@ pub fn speeds(generation: &Generation) -> String {
     )
 }
 
-fn scaled(n: u64, unit: &str) -> String {
-    let (prefixes, billion) = if unit.is_empty() { (["K", "M", "B", "T"], "") } else { (["k", "M", "G", "T"], unit) };
-    let steps = [1e3, 1e6, 1e9, 1e12];
-    // 999,950 and more would print as 1000.0 of the unit below.
-    match (0..4).rev().find(|i| n as f64 >= steps[*i] * 0.99995 && n >= 1000) {
-        Some(i) => format!("{:.1} {}{billion}", n as f64 / steps[i], prefixes[i]),
-        None if unit.is_empty() => n.to_string(),
-        None => format!("{n} {unit}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,8 +112,17 @@ mod tests {
 
     #[test]
     fn counts_and_bytes_change_unit_where_they_need_five_digits() {
-        assert_eq!([0, 999, 1000, 1049, 1050].map(count), ["0", "999", "1.0 K", "1.0 K", "1.1 K"]);
-        assert_eq!([999_949, 999_950, 671_026_404_352].map(count), ["999.9 K", "1.0 M", "671.0 B"]);
+        assert_eq!([0, 999, 1000, 1049, 1050].map(count), ["0", "999", "1.00 K", "1.05 K", "1.05 K"]);
+        assert_eq!(
+            [999_949, 999_950, 37_552_343_552, 671_026_404_352].map(count),
+            ["999.9 K", "1.00 M", "37.55 B", "671.0 B"]
+        );
         assert_eq!([5, 4_800_000, 1_300_000_000_000].map(bytes), ["5 B", "4.8 MB", "1.3 TB"]);
+    }
+
+    #[test]
+    fn whole_numbers_are_grouped_and_operations_scaled() {
+        assert_eq!([0, 999, 1000, 129_280, 1_000_000].map(grouped), ["0", "999", "1,000", "129,280", "1,000,000"]);
+        assert_eq!([250.4e9, 1.5e6, 2e3, 3e15].map(flop), ["250.4 GFLOP", "1.5 MFLOP", "2.0 kFLOP", "3.0 PFLOP"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, IsTerminal, Read},
     path::Path,
 };
 
@@ -27,6 +27,19 @@ pub fn stdin() -> anyhow::Result<String> {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text).context("cannot read stdin as UTF-8 text")?;
     Ok(text)
+}
+
+/// Asks a person; anything but `y` or `yes` is no.
+pub fn confirm(question: &str) -> anyhow::Result<bool> {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(&*answer.trim().to_lowercase(), "y" | "yes"))
+}
+
+/// Whether there is somebody to ask: both stdin and stderr are a terminal.
+pub fn can_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 /// Token ids from a JSON file: a list of sequences, or one sequence. `-` is stdin.

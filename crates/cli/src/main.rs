@@ -2,21 +2,26 @@
 //! [`commands`]: it parses, calls one library function, prints.
 #![forbid(unsafe_code)]
 
+mod account;
 mod args;
+mod chart;
 mod chat;
 mod commands;
 mod failure;
 mod human;
 mod input;
+mod interrupt;
 mod progress;
+mod report;
 mod source;
+mod steps;
 mod style;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Own a reasoning model: train, chat, measure, inspect. Nothing leaves this machine.
+/// Own a reasoning model: train, chat, measure, inspect. Only `pull` opens a connection.
 ///
 /// Without a command: chat with the built-in model.
 #[derive(Debug, Parser)]

@@ -7,10 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use jevons_hub::{Cache, Spec};
 use jevons_infer::{GenerationConfig, Sampling};
-use jevons_model::{Config, Model, checkpoint::Checkpoint};
+use jevons_model::{Config, Model, checkpoint::Checkpoint, inspect::TokenizerFacts};
 use jevons_text::{ChatTemplate, Tokenizer};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::args::ComputeArgs;
 
@@ -33,6 +35,13 @@ pub struct BuiltIn {
     generation_config: &'static str,
 }
 
+impl BuiltIn {
+    /// The bytes of model.safetensors.
+    pub fn weights(&self) -> &'static [u8] {
+        self.weights
+    }
+}
+
 #[cfg(builtin_model)]
 const BUILT_IN: Option<&BuiltIn> = Some(&BuiltIn {
     config: include_str!("../builtin/config.json"),
@@ -53,10 +62,8 @@ impl Files {
                 None => bail!("this build has no built-in model; name a checkpoint folder: jevons chat MODEL"),
             };
         };
+        let path = &*locate(path)?;
         let shown = path.display();
-        if !path.exists() {
-            bail!("{shown}: there is no such folder; a model is a checkpoint folder or a run folder of `jevons train`");
-        }
         if !path.is_dir() {
             bail!("{shown}: this is a file; a model is the folder with config.json and *.safetensors");
         }
@@ -181,6 +188,42 @@ impl Files {
         Ok(ids)
     }
 
+    /// What the tokenizer's files say, whatever is wrong with them.
+    pub fn tokenizer_facts(&self) -> TokenizerFacts {
+        let mut facts = TokenizerFacts::default();
+        let tokenizer = match self {
+            Self::BuiltIn(files) => Tokenizer::from_bytes(files.tokenizer.as_bytes()).map(Some).map_err(Into::into),
+            Self::Folder(folder) => tokenizer_of_folder(folder),
+        };
+        let tokenizer = tokenizer.unwrap_or_else(|error| {
+            facts.error = Some(format!("{error:#}"));
+            None
+        });
+        facts.tokens = tokenizer.as_ref().map(Tokenizer::vocab_size);
+        match self.template() {
+            Ok(template) => facts.chat_template = template.is_some(),
+            Err(error) => facts.template_error = Some(format!("{error:#}")),
+        }
+        let json = self.text("tokenizer_config.json").ok().flatten();
+        if let Some(config) = json.and_then(|json| serde_json::from_str::<Value>(&json).ok()) {
+            let id = |key: &str| {
+                let token = config[key].as_str().or_else(|| config[key]["content"].as_str())?;
+                tokenizer.as_ref()?.token_to_id(token)
+            };
+            facts.add_bos_token = config["add_bos_token"].as_bool();
+            (facts.bos_token_id, facts.eos_token_id) = (id("bos_token"), id("eos_token"));
+        }
+        match self.text("generation_config.json") {
+            Ok(None) => {}
+            Ok(Some(json)) => match GenerationConfig::from_json(&json) {
+                Ok(config) => facts.generation_eos = Some(config.eos_token_ids()),
+                Err(error) => facts.generation_error = Some(error.to_string()),
+            },
+            Err(error) => facts.generation_error = Some(format!("{error:#}")),
+        }
+        facts
+    }
+
     fn generation_config(&self) -> anyhow::Result<GenerationConfig> {
         match self.text("generation_config.json")? {
             Some(json) => GenerationConfig::from_json(&json)
@@ -207,6 +250,47 @@ impl Files {
             }
         }
     }
+}
+
+/// The path that a command's argument means: itself if it exists, or else the folder of the model of that name in the
+/// cache.
+pub fn locate(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let shown = path.display();
+    match missing(path) {
+        None => match name(path).and_then(|name| Cache::from_env().ok()?.find(&name)) {
+            Some(folder) => Ok(folder),
+            None => {
+                bail!(
+                    "{shown}: there is no such folder; a model is a checkpoint folder or a run folder of `jevons train`"
+                )
+            }
+        },
+        Some(name) => bail!(
+            "{shown}: there is no such folder, and no model of that name in the cache; this fetches it: jevons pull {name}"
+        ),
+    }
+}
+
+/// The same, but a path that cannot be a model's name is left to the caller.
+pub fn locate_named(path: &Path) -> anyhow::Result<PathBuf> {
+    if name(path).is_some() { locate(path) } else { Ok(path.to_owned()) }
+}
+
+/// The model's name, if the argument can only mean a model of a hub, and it is not in the cache.
+pub fn missing(path: &Path) -> Option<Spec> {
+    let name = name(path).filter(|_| !path.exists())?;
+    match Cache::from_env() {
+        Ok(cache) if cache.find(&name).is_some() => None,
+        _ => Some(name),
+    }
+}
+
+/// The argument as `org/name` or `org/name@revision`.
+fn name(path: &Path) -> Option<Spec> {
+    path.to_str()?.parse().ok()
 }
 
 /// The tokenizer of a folder, `None` if it has none.

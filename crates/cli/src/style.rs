@@ -17,6 +17,8 @@ pub struct Theme {
     pub header: Style,
     /// The word before an error.
     pub error: Style,
+    /// The word before a warning.
+    pub warning: Style,
 }
 
 impl Theme {
@@ -33,7 +35,14 @@ impl Theme {
 
     /// For files and pipes.
     pub fn plain() -> Self {
-        Self { terminal: false, colored: false, dim: Style::new(), header: Style::new(), error: Style::new() }
+        Self {
+            terminal: false,
+            colored: false,
+            dim: Style::new(),
+            header: Style::new(),
+            error: Style::new(),
+            warning: Style::new(),
+        }
     }
 
     /// For a terminal with colours.
@@ -44,6 +53,7 @@ impl Theme {
             dim: Style::new().dimmed(),
             header: Style::new().cyan(),
             error: Style::new().red(),
+            warning: Style::new().yellow(),
         }
     }
 }

@@ -73,14 +73,14 @@ fn asked_for_more_it_says_what_it_is() {
     ] {
         let (_, answer) = model.ask(question);
         assert!(answer.contains("tiny model built into jevons"), "{question} {answer}");
-        assert!(answer.contains("jevons chat"), "{question} {answer}");
+        assert!(answer.contains("jevons pull "), "{question} {answer}");
     }
 }
 
 #[test]
-fn it_continues_text() {
+fn it_continues_text_of_the_kind_it_was_trained_on() {
     let model = open();
-    let prompt = model.tokenizer.encode("<｜begin▁of▁sentence｜>The little girl looked at the").unwrap();
+    let prompt = model.tokenizer.encode("<｜begin▁of▁sentence｜>Tom has five apples. He").unwrap();
     let mut cache = model.model.new_cache();
     let mut tokens = prompt;
     let mut out = Vec::new();
@@ -91,7 +91,7 @@ fn it_continues_text() {
         tokens = vec![best];
     }
     let text = model.tokenizer.decode_skip_special(&out);
-    println!("The little girl looked at the{text}");
+    println!("Tom has five apples. He{text}");
     assert!(
         text.split_whitespace().filter(|w| w.chars().all(|c| c.is_alphabetic() || c.is_ascii_punctuation())).count()
             >= 6,

@@ -6,8 +6,10 @@
 
 use std::{cell::RefCell, fs, path::Path};
 
-use jevons_model::{Adapter, Config, MlaForm, adapter::Direction, checkpoint::Checkpoint};
-use jevons_text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use jevons_model::{
+    Adapter, Config, MlaForm, account::WeightFormat, adapter::Direction, checkpoint::Checkpoint, inspect,
+};
+use jevons_text::{ChatTemplate, Message, RenderOptions, Style, Tokenizer, Vocabulary, llama2c_tokenizer};
 use tempfile::TempDir;
 
 /// A target: its name, which is that of its corpus folder, and what it does.
@@ -67,6 +69,10 @@ pub fn index(data: &[u8]) {
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(config) = Config::from_json(text) else { return };
+    let experts = config.moe.as_ref().map_or(0, |m| m.n_routed_experts);
+    if config.num_hidden_layers * (experts + 1) > 10_000 {
+        return; // Hundreds of thousands of names are allowed, and slow here.
+    }
     assert_eq!(
         Config::from_json(&config.to_json()).expect("it was read before").tensors().len(),
         config.tensors().len()
@@ -76,6 +82,12 @@ pub fn config(data: &[u8]) {
     let _ = (config.cache_numbers(MlaForm::Expanded), config.default_mla_form());
     assert!(config.rope_inv_freq().iter().all(|f| f.is_finite()));
     assert!(config.softmax_scale().is_finite() && config.rope_attention_factor().is_finite());
+    let described = inspect::describe(text).expect("it was read before");
+    assert!(described.remarks().iter().all(|r| !r.what.is_empty() && !r.why.is_empty()));
+    let account = config.account();
+    assert_eq!(account.total().parameters, total);
+    let _ =
+        (account.stored(), account.memory_bytes(config.max_position_embeddings, MlaForm::Expanded, WeightFormat::Fp8));
 }
 
 /// tokenizer.json: a text goes through it in both directions.
@@ -122,4 +134,28 @@ pub fn adapter(data: &[u8]) {
             let _ = adapter.apply(&spec, &mut [0.0; 4], Direction::Merge);
         }
     });
+}
+
+/// A `.tiktoken` vocabulary, in every style that is published as one.
+pub fn tiktoken(data: &[u8]) {
+    for style in [Style::DeepSeekV3, Style::DeepSeekR1, Style::Qwen2, Style::KimiK2] {
+        if let Ok(vocabulary) = Vocabulary::from_tiktoken(data, style, "<memory>") {
+            tokenizer(&vocabulary.to_tokenizer_json());
+        }
+    }
+}
+
+/// The vocabulary of a GGUF file.
+pub fn gguf(data: &[u8]) {
+    if let Ok(vocabulary) = Vocabulary::from_gguf(data, "<memory>") {
+        tokenizer(&vocabulary.to_tokenizer_json());
+    }
+}
+
+/// The tokenizer of llama2.c.
+pub fn llama2c(data: &[u8]) {
+    if let Ok((json, config)) = llama2c_tokenizer(data, "<memory>") {
+        tokenizer(json.as_bytes());
+        serde_json::from_str::<serde_json::Value>(&config).expect("we wrote it");
+    }
 }

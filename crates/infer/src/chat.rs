@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 
 use jevons_model::Model;
 use jevons_text::{
-    ChatTemplate, Message, Piece, RenderOptions, TemplateError, ThinkSplitter, Tokenizer, TokenizerError,
+    ChatTemplate, Message, Origin, Piece, Prompt, RenderOptions, TemplateError, ThinkSplitter, Tokenizer,
+    TokenizerError,
 };
 
 use crate::generate::{Event, GenerateError, GenerateOptions, Generation, Request, Session, generate_batch};
@@ -208,15 +209,16 @@ impl<'m> Chat<'m> {
         let reserve = self.options.max_new_tokens.clamp(1, (context / 4).max(1));
         let mut forget = 0;
         loop {
-            let text = self.render(&self.turns[forget..], turn)?;
-            let tokens = self.tokenizer.encode(&text)?;
+            let prompt = self.render(&self.turns[forget..], turn)?;
+            // Messages cannot name control tokens; the template brings its own beginning of a text, so none is added.
+            let tokens = self.tokenizer.encode_prompt(&prompt)?;
             let alone = forget == self.turns.len();
             if tokens.len() + reserve <= context || (alone && tokens.len() < context) {
                 if forget > 0 {
                     self.turns.drain(..forget);
                     let _ = on_event(ChatEvent::Forgot(forget)); // the next event can still stop it
                 }
-                return Ok((tokens, text.trim_end().ends_with("<think>")));
+                return Ok((tokens, prompt.opens_thinking()));
             }
             if alone {
                 return Err(ChatError::TooLong { tokens: tokens.len(), context });
@@ -225,8 +227,8 @@ impl<'m> Chat<'m> {
         }
     }
 
-    fn render(&self, turns: &[Turn], last: &Turn) -> Result<String, TemplateError> {
-        let Some(template) = self.template else { return Ok(last.user.clone()) };
+    fn render(&self, turns: &[Turn], last: &Turn) -> Result<Prompt, TemplateError> {
+        let Some(template) = self.template else { return Ok(Prompt::new(&last.user, Origin::Data)) };
         let mut messages: Vec<Message> = self.system.iter().map(|text| Message::new("system", text)).collect();
         for turn in turns {
             messages.push(Message::new("user", &turn.user));

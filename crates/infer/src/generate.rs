@@ -284,7 +284,7 @@ impl<'a> Running<'a> {
             source: prompt.to_vec(),
             fed: cached_tokens,
             left: options.max_new_tokens.min(config.max_position_embeddings - prompt.len()),
-            text: tokenizer.map(|t| (DecodeStream::new(t, !options.keep_special), stop)),
+            text: tokenizer.map(|t| (DecodeStream::after(t, !options.keep_special, prompt), stop)),
             started: Instant::now(),
             generation: Generation {
                 token_ids: vec![],

@@ -6,6 +6,10 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::{
+    gemm::{
+        lanes::Packable,
+        pack::{AnyPacked, Matrix, PAIR, PANEL, Packed},
+    },
     isa::{Isa, multi_isa},
     tensor::{Dtype, Element, with_element},
 };
@@ -73,6 +77,42 @@ fn step_typed<E: Element>(isa: Isa, s: AdamW, p: &mut [f32], g: &[f32], m: &mut 
     let whole = p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(m.par_chunks_mut(CHUNK));
     whole.zip(v.par_chunks_mut(CHUNK)).for_each(|(((p, g), m), v)| {
         step_slice(isa, s, p, g, bytemuck::cast_slice_mut(m), bytemuck::cast_slice_mut(v), E::DTYPE);
+    });
+}
+
+/// [`step`] of a matrix `[N, K]` and, panel by panel, its compute weights anew: each number is fetched once. Weights that were
+/// held as codes are held in bf16 from then on.
+pub fn step_matrix(isa: Isa, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments, w: &mut Matrix) {
+    if let AnyPacked::Fp8(codes) = &w.0 {
+        w.0 = AnyPacked::Bf16(Packed::zeros(codes.n, codes.k));
+    }
+    match (m, v, &mut w.0) {
+        (Moments::F32(m), Moments::F32(v), AnyPacked::F32(w)) => step_packed(isa, s, p, g, m, v, w),
+        (Moments::F32(m), Moments::F32(v), AnyPacked::Bf16(w)) => step_packed(isa, s, p, g, m, v, w),
+        (Moments::Bf16(m), Moments::Bf16(v), AnyPacked::F32(w)) => step_packed(isa, s, p, g, m, v, w),
+        (Moments::Bf16(m), Moments::Bf16(v), AnyPacked::Bf16(w)) => step_packed(isa, s, p, g, m, v, w),
+        _ => panic!("both moments have one format"),
+    }
+}
+
+fn step_packed<E: Element, W: Packable>(
+    isa: Isa,
+    s: AdamW,
+    p: &mut [f32],
+    g: &[f32],
+    m: &mut [E],
+    v: &mut [E],
+    w: &mut Packed<W>,
+) {
+    assert!([g.len(), m.len(), v.len(), w.n * w.k] == [p.len(); 4]);
+    let (k, rows, panel) = (w.k, PANEL * w.k, w.pairs() * PAIR);
+    if p.is_empty() {
+        return;
+    }
+    let values = p.par_chunks_mut(rows).zip(g.par_chunks(rows)).zip(m.par_chunks_mut(rows)).zip(v.par_chunks_mut(rows));
+    values.zip(w.data.par_chunks_exact_mut(panel)).for_each(|((((p, g), m), v), panel)| {
+        step_slice(isa, s, p, g, bytemuck::cast_slice_mut(m), bytemuck::cast_slice_mut(v), E::DTYPE);
+        Packed::<W>::fill_panel(p, k, panel);
     });
 }
 

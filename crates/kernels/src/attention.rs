@@ -7,10 +7,12 @@
 //! A query never sees a later key, so a prompt cut anywhere gives the same bits.
 //!
 //! A **latent cache** ([`KvBlocks::latent`]) holds one key for all heads, whose first `Dv` numbers are the value as well: the absorbed
-//! form of latent attention. Its queries are tiled over tokens and heads together, so that a block is read once for all heads.
+//! form of latent attention.
 //!
 //! Source: Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135 (backward).
 //! Shapes: `H` query heads share `G` key heads; `Dk`, `Dv` head widths; `q` `[T, H·Dk]`, `k` `[T, G·Dk]`, `v` `[T, G·Dv]`.
+
+use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -19,8 +21,9 @@ use crate::{
     gemm::{
         Right,
         lanes::Packable,
+        left_len,
         pack::{Aligned, Left, LeftData, PAIR, PANEL, Packed},
-        tiles,
+        pack_left, tiles,
     },
     isa::{Isa, multi_isa},
     math::{exp, sum16},
@@ -142,14 +145,19 @@ impl<E: Packable> Kv<E> {
     }
 
     /// Packed values; those of a latent block are made in `scratch` from its keys.
-    fn values<'a>(&'a self, block: usize, head: usize, scratch: &'a mut Vec<E>) -> &'a [E] {
+    fn values<'a>(&'a self, block: usize, head: usize, scratch: &'a mut Aligned<E>) -> &'a [E] {
         if !self.latent {
             let at = (block * self.shape.kv_heads + head) * self.head_len() + self.key_len();
             return &self.data[at..][..self.value_len()];
         }
         let HeadShape { dk, dv, .. } = self.shape;
         let keys = self.keys(block, head);
-        scratch.resize(self.value_len(), E::narrow(0.0));
+        scratch.resize(self.value_len());
+        if E::DTYPE == Dtype::Bf16 && dv.is_multiple_of(PANEL) {
+            let pairs = dk.div_ceil(2);
+            values_of_keys(bytemuck::cast_slice(keys), pairs, bytemuck::cast_slice_mut(scratch));
+            return scratch;
+        }
         for row in 0..BLOCK {
             let keys = &keys[row / PANEL * dk.div_ceil(2) * PAIR..];
             for d in 0..dv {
@@ -167,9 +175,12 @@ impl<E: Packable> Kv<E> {
         let blocks = len.div_ceil(BLOCK);
         self.data.resize(blocks * self.shape.kv_heads * self.head_len());
         if !len.is_multiple_of(BLOCK) {
+            let (head_len, key_len, dk) = (self.head_len(), self.key_len(), self.shape.dk);
+            let dv = if self.latent { 0 } else { self.shape.dv };
             for position in len..blocks * BLOCK {
                 for head in 0..self.shape.kv_heads {
-                    self.put(position, head, None);
+                    let at = (position / BLOCK * self.shape.kv_heads + head) * head_len;
+                    put(&mut self.data[at..at + head_len], key_len, position % BLOCK, (dk, dv), None);
                 }
             }
         }
@@ -181,28 +192,55 @@ impl<E: Packable> Kv<E> {
         self.len += tokens;
         self.data.resize(self.len.div_ceil(BLOCK) * kv_heads * self.head_len());
         let dv = if self.latent { 0 } else { dv };
-        for t in 0..tokens {
-            for head in 0..kv_heads {
-                let (k, v) = (&k[(t * kv_heads + head) * dk..][..dk], &v[(t * kv_heads + head) * dv..][..dv]);
-                self.put(first + t, head, Some((bytemuck::cast_slice(k), bytemuck::cast_slice(v))));
+        let (end, head_len, key_len) = (self.len, self.head_len(), self.key_len());
+        let blocks = first / BLOCK * kv_heads..end.div_ceil(BLOCK) * kv_heads;
+        // One head of one block.
+        let each = |(at, data): (usize, &mut [E])| {
+            let (block, head) = (first / BLOCK + at / kv_heads, at % kv_heads);
+            for position in first.max(block * BLOCK)..end.min((block + 1) * BLOCK) {
+                let row = (position - first) * kv_heads + head;
+                let (k, v) = (&k[row * dk..][..dk], &v[row * dv..][..dv]);
+                put(
+                    data,
+                    key_len,
+                    position % BLOCK,
+                    (dk, dv),
+                    Some((bytemuck::cast_slice(k), bytemuck::cast_slice(v))),
+                );
             }
+        };
+        let data = &mut self.data[blocks.start * head_len..blocks.end * head_len];
+        if tokens * kv_heads * (dk + dv) < 16 * 1024 {
+            data.chunks_exact_mut(head_len).enumerate().for_each(each);
+        } else {
+            data.par_chunks_exact_mut(head_len).enumerate().for_each(each);
         }
     }
+}
 
-    fn put(&mut self, position: usize, head: usize, kv: Option<(&[E], &[E])>) {
-        let HeadShape { kv_heads, dk, dv, .. } = self.shape;
-        let at = (position / BLOCK * kv_heads + head) * self.head_len();
-        let (key_len, head_len, latent) = (self.key_len(), self.head_len(), self.latent);
-        let (keys, values) = self.data[at..at + head_len].split_at_mut(key_len);
-        let row = position % BLOCK;
-        let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
-        let zero = E::narrow(0.0);
-        for d in 0..dk {
-            keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
-        }
-        for d in 0..if latent { 0 } else { dv } {
-            values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
-                kv.map_or(zero, |(_, v)| v[d]);
+/// Writes one token's key and value into its row of a head's block, or zeros.
+fn put<E: Packable>(data: &mut [E], key_len: usize, row: usize, (dk, dv): (usize, usize), kv: Option<(&[E], &[E])>) {
+    let (keys, values) = data.split_at_mut(key_len);
+    let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
+    let zero = E::narrow(0.0);
+    for d in 0..dk {
+        keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
+    }
+    for d in 0..dv {
+        values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
+            kv.map_or(zero, |(_, v)| v[d]);
+    }
+}
+
+/// [`Kv::values`] of a latent block in bf16, four elements at a time: of two keys in two columns, as they lie in a pair of columns,
+/// `(k₀c₀, k₀c₁, k₁c₀, k₁c₁)`, the same as they lie in a pair of keys. `pairs`: of columns, in a panel of keys.
+fn values_of_keys(keys: &[[u16; 4]], pairs: usize, values: &mut [[u16; 4]]) {
+    const LINE: usize = PAIR / 4;
+    for (i, line) in values.as_chunks_mut::<LINE>().0.iter_mut().enumerate() {
+        let (columns, key_pair) = (i / (BLOCK / 2), i % (BLOCK / 2));
+        let first = (key_pair / LINE * pairs + columns * LINE) * LINE + key_pair % LINE;
+        for (x, [a, b, c, d]) in line.iter_mut().zip(keys[first..].iter().step_by(LINE)) {
+            *x = [*a, *c, *b, *d];
         }
     }
 }
@@ -266,61 +304,109 @@ pub fn latent_forward(
 /// Queries against caches that hold their own keys already.
 fn attend(isa: Isa, shape: HeadShape, q: &Tensor, seqs: &[Sequence<'_>]) -> (Tensor, Vec<f32>) {
     assert_eq!(q.cols, shape.heads * shape.dk);
-    let HeadShape { heads, dk, dv, .. } = shape;
+    let HeadShape { heads, kv_heads, dk, dv, .. } = shape;
     let mut out = Tensor::zeros(q.dtype(), q.rows, heads * dv);
     let mut lse = vec![0.0; q.rows * heads];
-    // Rows of a tile are tokens of one head, or, where all heads share the key, tokens and heads: `stack` rows per token.
-    let stack = if shape.kv_heads == 1 { heads } else { 1 };
-    struct Task {
-        seq: usize,
-        head: usize,
-        from: usize,
-        rows: usize,
-    }
-    let mut tasks = Vec::new();
-    for (seq, s) in seqs.iter().enumerate() {
-        for from in (0..s.tokens * stack).step_by(BLOCK) {
-            let rows = (s.tokens * stack - from).min(BLOCK);
-            tasks.extend((0..heads / stack).map(|head| Task { seq, head, from, rows }));
-        }
-    }
-    // Row of `[T·H, ·]` that row `r` of a task is.
-    let place = |t: &Task, r: usize| (seqs[t.seq].first * stack + t.from + r) * (heads / stack) + t.head;
-    let run = |t: &Task| {
-        let s = &seqs[t.seq];
-        let left = row_view(q, place(t, 0), heads / stack, dk);
+    // Rows of a tile are tokens and, within a token, the heads that share a key: a block of keys is read once for all.
+    let stack = heads / kv_heads;
+    let mut all = Vec::new();
+    for s in seqs {
         let start = s.kv.len() - s.tokens;
-        let position = |r: usize| start + (t.from + r) / stack;
-        match &s.kv.0 {
-            AnyKv::F32(kv) => tile_forward(isa, kv, &left, t.head, &position, t.rows),
-            AnyKv::Bf16(kv) => tile_forward(isa, kv, &left, t.head, &position, t.rows),
+        for from in (0..s.tokens * stack).step_by(BLOCK) {
+            let rows = from..(s.tokens * stack).min(from + BLOCK);
+            let positions: Vec<_> = rows.clone().map(|r| start + r / stack).collect();
+            all.extend((0..kv_heads).map(|group| {
+                let places = rows.clone().map(|r| (s.first + r / stack) * heads + group * stack + r % stack).collect();
+                Tile { kv: s.kv, group, places, positions: positions.clone() }
+            }));
         }
+    }
+    // Few tiles, as when single tokens are decoded, are cut into their segments.
+    let cost: usize = all.iter().map(|t| t.places.len() * t.kv.len() * (dk + dv)).sum();
+    let parallel = cost >= 64 * 1024;
+    let cut = parallel && all.len() < 4 * rayon::current_num_threads();
+    let tasks: Vec<_> = all
+        .iter()
+        .flat_map(|t| {
+            let segments = t.segments();
+            let step = if cut { 1 } else { segments };
+            (0..segments).step_by(step).map(move |first| (t, first..segments.min(first + step)))
+        })
+        .collect();
+    let run = |(t, segments): &(&Tile<'_>, Range<usize>)| match &t.kv.0 {
+        AnyKv::F32(kv) => tile_forward(isa, kv, q.f32(), t, segments.clone()),
+        AnyKv::Bf16(kv) => tile_forward(isa, kv, bf16::slice(q), t, segments.clone()),
     };
-    let cost: usize = tasks.iter().map(|t| t.rows * seqs[t.seq].kv.len() * (dk + dv)).sum();
-    let results: Vec<_> =
-        if cost < 64 * 1024 { tasks.iter().map(run).collect() } else { tasks.par_iter().map(run).collect() };
+    let parts: Vec<_> = if parallel { tasks.par_iter().map(run).collect() } else { tasks.iter().map(run).collect() };
+    let mut parts = parts.into_iter().zip(&tasks).peekable();
     with_element!(q.dtype(), E => {
         let o = E::slice_mut(&mut out);
-        for (t, (rows, l)) in tasks.iter().zip(&results) {
-            for r in 0..t.rows {
-                let at = place(t, r);
-                for (o, x) in o[at * dv..][..dv].iter_mut().zip(&rows[r * dv..]) {
-                    *o = E::narrow(*x);
+        while let Some((mut total, (tile, _))) = parts.next() {
+            while let Some((part, (_, segments))) = parts.next_if(|(_, (_, segments))| segments.start > 0) {
+                total.merge(isa, &part, segments.start, &tile.positions);
+            }
+            for (r, at) in tile.places.iter().enumerate() {
+                for (o, x) in o[at * dv..][..dv].iter_mut().zip(total.row(r)) {
+                    *o = E::narrow(*x / total.l[r]);
                 }
-                lse[at] = l[r];
+                lse[*at] = total.m[r] + libm::logf(total.l[r]);
             }
         }
     });
     (out, lse)
 }
 
-/// Rows `first, first + step, ...` of `x` seen as `[·, d]`.
-fn row_view(x: &Tensor, first: usize, step: usize, d: usize) -> Left<'_> {
-    let data = match &x.storage {
-        crate::tensor::Storage::F32(x) => LeftData::F32(&x[first * d..]),
-        crate::tensor::Storage::Bf16(x) => LeftData::Bf16(&x[first * d..]),
-    };
-    Left { data, row_stride: step * d, col_stride: 1, round: false }
+/// Queries that see the keys of one head, in the order of their positions.
+struct Tile<'a> {
+    kv: &'a KvBlocks,
+    group: usize,
+    /// Rows of `[T·H, ·]`.
+    places: Vec<usize>,
+    positions: Vec<usize>,
+}
+
+impl Tile<'_> {
+    fn blocks(&self) -> usize {
+        self.positions.last().map_or(0, |p| p / BLOCK + 1)
+    }
+
+    fn segments(&self) -> usize {
+        self.blocks().div_ceil(SEGMENT)
+    }
+}
+
+/// What some segments contribute to the rows of a tile: greatest score, sum of exponentials, and values weighted by them.
+struct Part {
+    m: Vec<f32>,
+    l: Vec<f32>,
+    o: Vec<f32>,
+    /// Of a row of `o`.
+    width: usize,
+}
+
+impl Part {
+    fn empty(rows: usize, width: usize) -> Self {
+        Self { m: vec![f32::NEG_INFINITY; rows], l: vec![0.0; rows], o: vec![0.0; rows * width], width }
+    }
+
+    fn row(&self, r: usize) -> &[f32] {
+        &self.o[r * self.width..][..self.width]
+    }
+
+    fn row_mut(&mut self, r: usize) -> &mut [f32] {
+        &mut self.o[r * self.width..][..self.width]
+    }
+
+    /// Takes in the segment that follows. A query that sees nothing of it is left alone.
+    fn merge(&mut self, isa: Isa, part: &Self, segment: usize, positions: &[usize]) {
+        for r in (0..positions.len()).filter(|r| positions[*r] >= segment * SEGMENT * BLOCK) {
+            let m = self.m[r].max(part.m[r]);
+            let (a, b) = (exp(self.m[r] - m), exp(part.m[r] - m));
+            self.m[r] = m;
+            self.l[r] = self.l[r].mul_add(a, part.l[r] * b);
+            scale_add(isa, self.row_mut(r), a, part.row(r), b);
+        }
+    }
 }
 
 /// Rows of one head of `x` (`[T, heads · d]`) from row `first` on.
@@ -336,85 +422,53 @@ fn head_view(x: &Tensor, first: usize, d: usize, head: usize, round: bool) -> Le
     }
 }
 
-/// Strips of an even depth, see [`Left::pack`].
-fn strips(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> Vec<f32> {
-    let even = depth.next_multiple_of(2);
-    let mut out = vec![0.0; rows.div_ceil(4) * 4 * even];
-    if even == depth {
-        left.pack(isa, 0, rows, 0, depth, &mut out);
-    } else {
-        let mut odd = vec![0.0; rows.div_ceil(4) * 4 * depth];
-        left.pack(isa, 0, rows, 0, depth, &mut odd);
-        for (o, s) in out.chunks_exact_mut(4 * even).zip(odd.chunks_exact(4 * depth)) {
-            o[..4 * depth].copy_from_slice(s);
-        }
-    }
+/// A packed copy for right operands of `E`, see [`pack_left`].
+fn strips<E: Packable>(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> Vec<f32> {
+    let mut out = vec![0.0; left_len::<E>(isa, rows, depth)];
+    pack_left::<E>(isa, left, 0, rows, 0, depth, &mut out);
     out
 }
 
-/// Queries of one head, or of all heads that share a key, in the order of their positions. Returns `[rows, Dv]` and the log-sum-exps.
-fn tile_forward<E: Packable>(
-    isa: Isa,
-    kv: &Kv<E>,
-    q: &Left<'_>,
-    head: usize,
-    position: &dyn Fn(usize) -> usize,
-    rows: usize,
-) -> (Vec<f32>, Vec<f32>) {
-    let HeadShape { heads, kv_heads, dk, dv, scale } = kv.shape;
-    let group = head / (heads / kv_heads);
-    let q = strips(isa, q, rows, dk);
+/// A tile against some segments, the first of all or one alone. `q`: `[T·H, Dk]`.
+fn tile_forward<E: Packable>(isa: Isa, kv: &Kv<E>, q: &[E], tile: &Tile<'_>, segments: Range<usize>) -> Part {
+    let HeadShape { dk, dv, scale, .. } = kv.shape;
+    let (rows, group) = (tile.places.len(), tile.group);
+    let q: Vec<E> = tile.places.iter().flat_map(|at| &q[at * dk..][..dk]).copied().collect();
+    let q = strips::<E>(isa, &Left { data: LeftData::of(&q), row_stride: dk, col_stride: 1, round: false }, rows, dk);
     let width = dv.next_multiple_of(PANEL);
-    let blocks = (position(rows - 1) + 1).div_ceil(BLOCK);
-    let mut total = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
     let mut s = vec![0.0f32; rows * BLOCK];
-    let mut p_strips = vec![0.0f32; rows.next_multiple_of(4) * BLOCK];
+    let mut p_strips = vec![0.0f32; left_len::<E>(isa, rows, BLOCK)];
     let mut pv = vec![0.0f32; rows * width];
     let mut alpha = vec![0.0f32; rows];
-    let mut values = Vec::new();
-    for segment in (0..blocks).step_by(SEGMENT) {
-        let mut part = (vec![f32::NEG_INFINITY; rows], vec![0.0f32; rows], vec![0.0f32; rows * width]);
-        for block in segment..(segment + SEGMENT).min(blocks) {
+    let mut values = Aligned::zeros(0);
+    let mut total: Option<Part> = None;
+    for segment in segments {
+        let mut part = Part::empty(rows, width);
+        for block in segment * SEGMENT..((segment + 1) * SEGMENT).min(tile.blocks()) {
             let right = Right { data: kv.keys(block, group), panel_stride: dk.div_ceil(2) * PAIR };
             tiles(isa, rows, BLOCK / PANEL, dk.div_ceil(2), &q, &right, &mut s, BLOCK, false);
-            for r in 0..rows {
-                let seen = (position(r) + 1).saturating_sub(block * BLOCK).min(BLOCK);
-                alpha[r] = softmax_step(isa, &mut s[r * BLOCK..][..BLOCK], seen, scale, &mut part.0[r], &mut part.1[r]);
+            for (r, s) in s.chunks_exact_mut(BLOCK).enumerate() {
+                let seen = (tile.positions[r] + 1).saturating_sub(block * BLOCK).min(BLOCK);
+                alpha[r] = softmax_step(isa, s, seen, scale, &mut part.m[r], &mut part.l[r]);
             }
             let view =
                 Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
-            view.pack(isa, 0, rows, 0, BLOCK, &mut p_strips);
+            pack_left::<E>(isa, &view, 0, rows, 0, BLOCK, &mut p_strips);
             let right = Right { data: kv.values(block, group, &mut values), panel_stride: BLOCK / 2 * PAIR };
             tiles(isa, rows, width / PANEL, BLOCK / 2, &p_strips, &right, &mut pv, width, false);
-            for r in 0..rows {
+            for (r, pv) in pv.chunks_exact(width).enumerate() {
                 // A query that sees nothing of this block is left alone, so that its bits do not depend on its neighbours.
-                if position(r) >= block * BLOCK {
-                    scale_add(isa, &mut part.2[r * width..][..width], alpha[r], &pv[r * width..][..width], 1.0);
+                if tile.positions[r] >= block * BLOCK {
+                    scale_add(isa, part.row_mut(r), alpha[r], pv, 1.0);
                 }
             }
         }
-        for r in (0..rows).filter(|r| position(*r) >= segment * BLOCK) {
-            if segment == 0 {
-                (total.0[r], total.1[r]) = (part.0[r], part.1[r]);
-                total.2[r * width..][..width].copy_from_slice(&part.2[r * width..][..width]);
-            } else {
-                let m = total.0[r].max(part.0[r]);
-                let (a, b) = (exp(total.0[r] - m), exp(part.0[r] - m));
-                total.0[r] = m;
-                total.1[r] = total.1[r].mul_add(a, part.1[r] * b);
-                scale_add(isa, &mut total.2[r * width..][..width], a, &part.2[r * width..][..width], b);
-            }
+        match &mut total {
+            None => total = Some(part),
+            Some(total) => total.merge(isa, &part, segment, &tile.positions),
         }
     }
-    let mut out = vec![0.0; rows * dv];
-    for r in 0..rows {
-        let l = total.1[r];
-        for (o, x) in out[r * dv..][..dv].iter_mut().zip(&total.2[r * width..]) {
-            *o = x / l;
-        }
-    }
-    let lse = (0..rows).map(|r| total.0[r] + libm::logf(total.1[r])).collect();
-    (out, lse)
+    total.unwrap_or_else(|| Part::empty(rows, width))
 }
 
 multi_isa! {
@@ -484,36 +538,35 @@ pub fn backward(
     let rows = saved.q.rows;
     let tasks: Vec<_> =
         cu_seqlens.windows(2).flat_map(|w| (0..kv_heads).map(move |g| (w[0], w[1] - w[0], g))).collect();
-    let results: Vec<_> =
-        tasks.par_iter().map(|(first, len, g)| group_backward(isa, shape, saved, d_o, *first, *len, *g)).collect();
-    let mut dq = Tensor::zeros(Dtype::F32, rows, heads * dk);
-    let mut d_k = Tensor::zeros(Dtype::F32, rows, kv_heads * dk);
-    let mut d_v = Tensor::zeros(Dtype::F32, rows, kv_heads * dv);
+    let run = |(first, len, g): &(usize, usize, usize)| with_element!(saved.q.dtype(), E => group_backward::<E>(isa, shape, saved, d_o, *first, *len, *g));
+    let results: Vec<_> = tasks.par_iter().map(run).collect();
     let per = heads / kv_heads;
-    for ((first, len, g), (q, k, v)) in tasks.into_iter().zip(results) {
-        for (h, q) in q.iter().enumerate() {
-            put_head(&mut dq, first, len, g * per + h, dk, q);
-        }
-        put_head(&mut d_k, first, len, g, dk, &k);
-        put_head(&mut d_v, first, len, g, dv, &v);
-    }
-    (dq, d_k, d_v)
-}
-
-/// Copies `[len, width ≥ d]` into columns `head · d ..` of rows `first..`.
-fn put_head(to: &mut Tensor, first: usize, len: usize, head: usize, d: usize, from: &[f32]) {
-    let cols = to.cols;
-    let width = d.next_multiple_of(PANEL);
-    let to = to.f32_mut();
-    for r in 0..len {
-        to[(first + r) * cols + head * d..][..d].copy_from_slice(&from[r * width..][..d]);
-    }
+    // Heads side by side: `[rows, n · d]`, the gradient of head `h` of a sequence being `of(its groups, h)`, `[len, width ≥ d]`.
+    let beside = |n: usize, d: usize, of: &(dyn Fn(&[GroupGrads], usize) -> &[f32] + Sync)| {
+        let width = d.next_multiple_of(PANEL);
+        Tensor::make::<f32>(rows, n * d, |first, out| {
+            for (t, row) in (first..).zip(out.chunks_exact_mut(n * d)) {
+                let after = cu_seqlens.partition_point(|start| *start <= t);
+                if after == 0 || after == cu_seqlens.len() {
+                    continue;
+                }
+                let groups = &results[(after - 1) * kv_heads..after * kv_heads];
+                let at = (t - cu_seqlens[after - 1]) * width;
+                for (h, to) in row.chunks_exact_mut(d).enumerate() {
+                    to.copy_from_slice(&of(groups, h)[at..][..d]);
+                }
+            }
+        })
+    };
+    let dq = beside(heads, dk, &|groups, h| &groups[h / per].0[h % per]);
+    (dq, beside(kv_heads, dk, &|groups, h| &groups[h].1), beside(kv_heads, dv, &|groups, h| &groups[h].2))
 }
 
 type GroupGrads = (Vec<Vec<f32>>, Vec<f32>, Vec<f32>);
 
 /// One key head of one sequence and the query heads that share it: `dq` per head, `dk`, `dv`, rows padded to panels.
-fn group_backward(
+/// `E`: the element type of the saved tensors; all operands are of it, or are rounded to it.
+fn group_backward<E: Packable>(
     isa: Isa,
     shape: HeadShape,
     saved: &Saved<'_>,
@@ -523,7 +576,7 @@ fn group_backward(
     g: usize,
 ) -> GroupGrads {
     let HeadShape { heads, kv_heads, dk, dv, scale } = shape;
-    let round = saved.q.dtype() == Dtype::Bf16;
+    let round = E::DTYPE == Dtype::Bf16;
     let per = heads / kv_heads;
     let (wk, wv) = (dk.next_multiple_of(PANEL), dv.next_multiple_of(PANEL));
     let blocks = len.div_ceil(BLOCK);
@@ -539,9 +592,9 @@ fn group_backward(
         .map(|b| {
             let (k, v) = (rows_of(saved.k, g, dk, b, false), rows_of(saved.v, g, dv, b, false));
             (
-                Packed::<f32>::from_rows(&k, size(b), dk),
-                Packed::<f32>::from_columns(isa, &k, dk, 0, dk, size(b)),
-                Packed::<f32>::from_rows(&v, size(b), dv),
+                Packed::<E>::from_rows(&k, size(b), dk),
+                Packed::<E>::from_columns(isa, &k, dk, 0, dk, size(b)),
+                Packed::<E>::from_rows(&v, size(b), dv),
             )
         })
         .collect();
@@ -559,13 +612,13 @@ fn group_backward(
                 let o = rows_of(saved.o, head, dv, b, false);
                 let dots: Vec<f32> = (0..n).map(|r| sum16(dv, |i| exact[r * dv + i] * o[r * dv + i])).collect();
                 let left = |x: &[f32], d| {
-                    strips(isa, &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false }, n, d)
+                    strips::<E>(isa, &Left { data: LeftData::F32(x), row_stride: d, col_stride: 1, round: false }, n, d)
                 };
                 (
                     left(&q, dk),
-                    Packed::<f32>::from_columns(isa, &q, dk, 0, dk, n),
+                    Packed::<E>::from_columns(isa, &q, dk, 0, dk, n),
                     left(&d, dv),
-                    Packed::<f32>::from_columns(isa, &d, dv, 0, dv, n),
+                    Packed::<E>::from_columns(isa, &d, dv, 0, dv, n),
                     dots,
                 )
             })
@@ -575,8 +628,8 @@ fn group_backward(
             let width = nj.next_multiple_of(PANEL);
             for (i, (q, q_columns, d, d_columns, dots)) in queries.iter().enumerate().skip(j) {
                 let ni = size(i);
-                let right = |p: &Packed<f32>| -> (usize, usize) { (p.pairs(), p.pairs() * PAIR) };
-                let product = |left: &[f32], rows: usize, p: &Packed<f32>, c: &mut [f32], stride: usize, keep: bool| {
+                let right = |p: &Packed<E>| -> (usize, usize) { (p.pairs(), p.pairs() * PAIR) };
+                let product = |left: &[f32], rows: usize, p: &Packed<E>, c: &mut [f32], stride: usize, keep: bool| {
                     let (pairs, panel_stride) = right(p);
                     let panels = p.n.div_ceil(PANEL);
                     tiles(isa, rows, panels, pairs, left, &Right { data: &p.data, panel_stride }, c, stride, keep);
@@ -599,7 +652,7 @@ fn group_backward(
                 }
                 let left = |x: &[f32], rows: usize, depth: usize, transposed: bool| {
                     let (row_stride, col_stride) = if transposed { (1, width) } else { (width, 1) };
-                    strips(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
+                    strips::<E>(isa, &Left { data: LeftData::F32(x), row_stride, col_stride, round }, rows, depth)
                 };
                 product(&left(&s, nj, ni, true), nj, d_columns, &mut d_v[j * BLOCK * wv..], wv, true);
                 product(&left(&dp, nj, ni, true), nj, q_columns, &mut d_k[j * BLOCK * wk..], wk, true);

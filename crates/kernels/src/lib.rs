@@ -8,10 +8,12 @@
 
 mod adamw;
 pub mod attention;
+pub mod formats;
 pub mod gemm;
 mod isa;
 mod loss;
 pub mod math;
+pub mod measure;
 mod moe;
 mod ops;
 mod pointwise;

@@ -72,17 +72,47 @@ impl Routing {
 pub fn route(isa: Isa, logits: &Tensor, bias: Option<&[f32]>, g: GateShape) -> Routing {
     let e = g.experts;
     assert!(logits.cols == e && bias.is_none_or(|b| b.len() == e) && g.top_k <= e && e.is_multiple_of(g.groups));
-    let mut scores = logits.f32().to_vec();
-    match g.scoring {
-        Scoring::Sigmoid => scores.iter_mut().for_each(|x| *x = sigmoid(*x)),
-        Scoring::Softmax => softmax_rows(isa, &mut scores, e),
+    let (t, k) = (logits.rows, g.top_k);
+    let from = logits.f32();
+    let scores = rows::make(t, e, |first, scores: &mut [f32]| {
+        scores.copy_from_slice(&from[first * e..][..scores.len()]);
+        match g.scoring {
+            Scoring::Sigmoid => sigmoids(isa, scores),
+            Scoring::Softmax => softmax_rows(isa, scores, e),
+        }
+    });
+    let (experts, weights) = rows::make2(t, k, k, |first, experts: &mut [u32], weights: &mut [f32]| {
+        let chosen = experts.chunks_exact_mut(k).zip(weights.chunks_exact_mut(k));
+        choose(&scores[first * e..], bias, g, chosen);
+    });
+    let mut offsets = vec![0; e + 1];
+    experts.iter().for_each(|x| offsets[*x as usize + 1] += 1);
+    for i in 0..e {
+        offsets[i + 1] += offsets[i];
     }
-    let t = logits.rows;
-    let (mut experts, mut weights) = (Vec::with_capacity(t * g.top_k), Vec::with_capacity(t * g.top_k));
+    let mut next = offsets.clone();
+    let (mut tokens, mut places) = (vec![0; experts.len()], vec![0; experts.len()]);
+    for (i, x) in experts.iter().enumerate() {
+        let row = &mut next[*x as usize];
+        tokens[*row] = (i / k) as u32;
+        places[i] = *row as u32;
+        *row += 1;
+    }
+    Routing { experts, weights, scores, offsets, tokens, places, top_k: k }
+}
+
+/// Experts and weights of some tokens, by their `scores` `[T, E]`.
+fn choose<'a>(
+    scores: &[f32],
+    bias: Option<&[f32]>,
+    g: GateShape,
+    tokens: impl Iterator<Item = (&'a mut [u32], &'a mut [f32])>,
+) {
+    let e = g.experts;
     let mut biased = vec![0.0; e];
     let per = e / g.groups;
     let mut order: Vec<u32> = Vec::with_capacity(e);
-    for s in scores.chunks_exact(e) {
+    for (s, (experts, weights)) in scores.chunks_exact(e).zip(tokens) {
         biased.copy_from_slice(s);
         if let Some(bias) = bias {
             biased.iter_mut().zip(bias).for_each(|(b, bias)| *b += bias);
@@ -113,26 +143,18 @@ pub fn route(isa: Isa, logits: &Tensor, bias: Option<&[f32]>, g: GateShape) -> R
         let chosen = &mut order[..g.top_k];
         chosen.sort_unstable();
         let total: f32 = chosen.iter().map(|i| s[*i as usize]).sum::<f32>() + 1e-20;
-        for i in chosen {
+        for ((expert, weight), i) in experts.iter_mut().zip(weights).zip(chosen) {
             let s = s[*i as usize];
-            weights.push(g.scale * if g.normalise { s / total } else { s });
-            experts.push(*i);
+            *weight = g.scale * if g.normalise { s / total } else { s };
+            *expert = *i;
         }
     }
-    let mut offsets = vec![0; e + 1];
-    experts.iter().for_each(|x| offsets[*x as usize + 1] += 1);
-    for i in 0..e {
-        offsets[i + 1] += offsets[i];
+}
+
+multi_isa! {
+    fn sigmoids(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x = sigmoid(*x));
     }
-    let mut next = offsets.clone();
-    let (mut tokens, mut places) = (vec![0; experts.len()], vec![0; experts.len()]);
-    for (i, x) in experts.iter().enumerate() {
-        let row = &mut next[*x as usize];
-        tokens[*row] = (i / g.top_k) as u32;
-        places[i] = *row as u32;
-        *row += 1;
-    }
-    Routing { experts, weights, scores, offsets, tokens, places, top_k: g.top_k }
 }
 
 /// Gradient of the logits, f32 `[T, E]`, given `dw` = ∂loss/∂weights `[T, K]`, and the sequence-wise balance loss.
@@ -211,17 +233,15 @@ multi_isa! {
 
 /// Row `i` of the result is row `rows[i]` of `x`.
 pub fn gather(x: &Tensor, tokens: &[u32]) -> Tensor {
-    let mut y = Tensor::zeros(x.dtype(), tokens.len(), x.cols);
     let d = x.cols;
     with_element!(x.dtype(), E => {
         let x = E::slice(x);
-        rows::each(E::slice_mut(&mut y), d, |first, y| {
+        Tensor::make::<E>(tokens.len(), d, |first, y| {
             for (y, t) in y.chunks_exact_mut(d).zip(&tokens[first..]) {
                 y.copy_from_slice(&x[*t as usize * d..][..d]);
             }
-        });
-    });
-    y
+        })
+    })
 }
 
 /// `acc[t] += Σ_k y[places[t, k]]`, choices ascending; f32.
@@ -242,16 +262,14 @@ pub fn scatter_add(y: &Tensor, r: &Routing, acc: &mut Tensor) {
 /// `y`: `[T · K, D]` sorted rows; `shared`: `[T, D]`.
 pub fn combine(isa: Isa, y: &Tensor, r: &Routing, shared: Option<&Tensor>) -> Tensor {
     let d = y.cols;
-    let mut out = Tensor::zeros(Dtype::F32, r.places.len() / r.top_k, d);
     with_element!(y.dtype(), E => {
         let y = E::slice(y);
         let shared = shared.map(E::slice);
-        rows::each(out.f32_mut(), d, |first, out| {
+        Tensor::make::<f32>(r.places.len() / r.top_k, d, |first, out| {
             let shared = shared.map(|s| bytemuck::cast_slice(&s[first * d..first * d + out.len()]));
             combine_rows(isa, out, d, bytemuck::cast_slice(y), E::DTYPE, r, first, shared);
-        });
-    });
-    out
+        })
+    })
 }
 
 multi_isa! {

@@ -1,7 +1,8 @@
 //! The seam to hardware: everything a layer may ask for, on typed views. The CPU is one implementation.
 //!
 //! A second one (CUDA) takes this list, the same shapes and the same references, and states a tolerance instead of equal
-//! bits. Gradient operations **add** to what they are given, so shared weights and micro-batches need no special case.
+//! bits. Gradients of weights, and what a name begins with `add_` or a `&mut` gradient says, **add** to what they are given, so shared
+//! weights and micro-batches need no special case.
 
 use crate::{
     adamw::{self, AdamW, Moments},
@@ -16,7 +17,7 @@ use crate::{
     pointwise::{self, LatentHeads},
     rms_norm,
     rope::{self, Angles, RopeLayout},
-    tensor::{Dtype, Storage, Tensor},
+    tensor::{Blank, Dtype, Storage, Tensor},
 };
 
 /// The operations, on this CPU. Threads are those of the current rayon pool.
@@ -49,33 +50,52 @@ impl Ops {
     /// `x·wᵀ + bias`, rounded once to `dtype`. `x`: `[T, K]`, in the format of `w` or f32 to be rounded to it; `w`: `[N, K]`;
     /// `bias`: `[N]`; result `[T, N]`.
     pub fn matmul(&self, x: &Tensor, w: &Matrix, bias: Option<&[f32]>, dtype: Dtype) -> Tensor {
-        assert_eq!(x.cols, w.k(), "x [{}, {}] · w [{}, {}]", x.rows, x.cols, w.n(), w.k());
-        let mut y = Tensor::zeros(dtype, x.rows, w.n());
-        let problem = Problem {
-            m: x.rows,
-            left: Left::rows(x, 0, rounds(w)),
-            right: &w.0,
-            bias,
-            out: Out::of(&mut y),
-            stride: w.n(),
-        };
-        gemm::run(self.isa, &[problem]);
+        let [y] = self.matmuls(x, [(w, bias)], dtype);
         y
     }
 
+    /// Several [`Ops::matmul`] of one `x`, shared between the threads as one.
+    pub fn matmuls<const N: usize>(&self, x: &Tensor, w: [(&Matrix, Option<&[f32]>); N], dtype: Dtype) -> [Tensor; N] {
+        let mut y = w.map(|(w, _)| {
+            assert_eq!(x.cols, w.k(), "x [{}, {}] · w [{}, {}]", x.rows, x.cols, w.n(), w.k());
+            Blank::new(dtype, x.rows, w.n())
+        });
+        let problems: Vec<_> = w
+            .iter()
+            .zip(&mut y)
+            .map(|((w, bias), y)| Problem {
+                m: x.rows,
+                left: Left::rows(x, 0, rounds(w)),
+                right: &w.0,
+                bias: *bias,
+                out: y.out(),
+                stride: w.n(),
+            })
+            .collect();
+        gemm::run(self.isa, &problems);
+        // SAFETY: a product writes every element of its `[T, N]`.
+        y.map(|y| unsafe { y.written() })
+    }
+
     /// `dx += dy·w`. `dy`: f32 `[T, N]`, rounded to the format of `w`; `dx`: f32 `[T, K]`.
-    pub fn matmul_input_grad(&self, dy: &Tensor, w: &Matrix, dx: &mut Tensor) {
-        assert!(dy.cols == w.n() && dx.cols == w.k() && dx.rows == dy.rows);
-        let transposed = w.transposed();
-        let stride = dx.cols;
-        let problem = Problem {
-            m: dy.rows,
-            left: Left::rows(dy, 0, rounds(w)),
-            right: &transposed.0,
-            bias: None,
-            out: Out::AddF32(dx.f32_mut().as_mut_ptr()),
-            stride,
-        };
+    pub fn add_matmul_input_grad(&self, dy: &Tensor, w: &Matrix, dx: &mut Tensor) {
+        assert!((dx.rows, dx.cols) == (dy.rows, w.k()));
+        self.input_grad(dy, w, Out::AddF32(dx.f32_mut().as_mut_ptr()));
+    }
+
+    /// `dx = dy·w`; shapes as in [`Ops::add_matmul_input_grad`].
+    pub fn matmul_input_grad(&self, dy: &Tensor, w: &Matrix) -> Tensor {
+        let mut dx = Blank::new(Dtype::F32, dy.rows, w.k());
+        self.input_grad(dy, w, dx.out());
+        // SAFETY: the product has written all of `[T, K]`.
+        unsafe { dx.written() }
+    }
+
+    fn input_grad(&self, dy: &Tensor, w: &Matrix, out: Out) {
+        assert_eq!(dy.cols, w.n());
+        let transposed = w.transposed(self.isa);
+        let left = Left::rows(dy, 0, rounds(w));
+        let problem = Problem { m: dy.rows, left, right: &transposed.0, bias: None, out, stride: w.k() };
         gemm::run(self.isa, &[problem]);
     }
 
@@ -93,36 +113,60 @@ impl Ops {
 
     /// Rows `offsets[e]..offsets[e + 1]` of `x` times `w[e]ᵀ`, in the dtype of `x`. Groups may be empty.
     pub fn grouped_matmul(&self, x: &Tensor, offsets: &[usize], w: &[&Matrix]) -> Tensor {
-        let n = w[0].n();
-        assert_eq!((offsets.len(), offsets[w.len()]), (w.len() + 1, x.rows));
-        let mut y = Tensor::zeros(x.dtype(), x.rows, n);
-        let out = Out::of(&mut y);
-        let problems: Vec<_> = (0..w.len())
+        let [y] = self.grouped_matmuls(x, offsets, [w]);
+        y
+    }
+
+    /// Several [`Ops::grouped_matmul`] of one `x`, shared between the threads as one.
+    pub fn grouped_matmuls<const N: usize>(&self, x: &Tensor, offsets: &[usize], w: [&[&Matrix]; N]) -> [Tensor; N] {
+        let mut y = w.map(|w| {
+            let n = w[0].n();
+            check_offsets(offsets, w.len(), x.rows);
+            assert!(w.iter().all(|w| (w.n(), w.k()) == (n, x.cols)));
+            (Blank::new(x.dtype(), x.rows, n), n)
+        });
+        let outs = y.each_mut().map(|(y, n)| (*n, y.out()));
+        let problems: Vec<_> = (0..offsets.len() - 1)
             .filter(|e| offsets[*e] < offsets[e + 1])
-            .map(|e| {
-                assert_eq!((w[e].n(), w[e].k()), (n, x.cols));
-                Problem {
+            .flat_map(|e| {
+                w.iter().zip(outs).map(move |(w, (n, out))| Problem {
                     m: offsets[e + 1] - offsets[e],
                     left: Left::rows(x, offsets[e], rounds(w[e])),
                     right: &w[e].0,
                     bias: None,
                     out: out.offset(offsets[e] * n),
                     stride: n,
-                }
+                })
             })
             .collect();
         gemm::run(self.isa, &problems);
-        y
+        // SAFETY: the offsets cut all rows, each group's product writes all of its own.
+        y.map(|(y, _)| unsafe { y.written() })
     }
 
     /// `dx[rows of e] += dy[rows of e]·w[e]`; shapes as in [`Ops::grouped_matmul`], gradients f32.
-    pub fn grouped_matmul_input_grad(&self, dy: &Tensor, offsets: &[usize], w: &[&Matrix], dx: &mut Tensor) {
+    pub fn add_grouped_matmul_input_grad(&self, dy: &Tensor, offsets: &[usize], w: &[&Matrix], dx: &mut Tensor) {
+        assert!((dx.rows, dx.cols) == (dy.rows, w[0].k()));
+        self.grouped_input_grad(dy, offsets, w, Out::AddF32(dx.f32_mut().as_mut_ptr()));
+    }
+
+    /// `dx[rows of e] = dy[rows of e]·w[e]`; shapes as in [`Ops::grouped_matmul`], gradients f32.
+    pub fn grouped_matmul_input_grad(&self, dy: &Tensor, offsets: &[usize], w: &[&Matrix]) -> Tensor {
+        let mut dx = Blank::new(Dtype::F32, dy.rows, w[0].k());
+        self.grouped_input_grad(dy, offsets, w, dx.out());
+        // SAFETY: the offsets cut all rows, each group's product writes all of its own.
+        unsafe { dx.written() }
+    }
+
+    fn grouped_input_grad(&self, dy: &Tensor, offsets: &[usize], w: &[&Matrix], out: Out) {
         use rayon::prelude::*;
-        let stride = dx.cols;
-        assert!(dx.rows == dy.rows && offsets[w.len()] == dy.rows);
-        let transposed: Vec<_> =
-            w.par_iter().enumerate().map(|(e, w)| (offsets[e] < offsets[e + 1]).then(|| w.transposed())).collect();
-        let out = Out::AddF32(dx.f32_mut().as_mut_ptr());
+        let stride = w[0].k();
+        check_offsets(offsets, w.len(), dy.rows);
+        let transposed: Vec<_> = w
+            .par_iter()
+            .enumerate()
+            .map(|(e, w)| (offsets[e] < offsets[e + 1]).then(|| w.transposed(self.isa)))
+            .collect();
         let problems: Vec<_> = transposed
             .iter()
             .enumerate()
@@ -145,7 +189,8 @@ impl Ops {
     /// `dw[e] += dyᵀ·x` over the rows of `e`; shapes as in [`Ops::grouped_matmul`]; `None` skips a frozen weight.
     pub fn grouped_matmul_weight_grad(&self, dy: &Tensor, x: &Tensor, offsets: &[usize], dw: Vec<Option<&mut [f32]>>) {
         let (n, k) = (dy.cols, x.cols);
-        assert!(dy.rows == x.rows && offsets[dw.len()] == x.rows && offsets.len() == dw.len() + 1);
+        assert_eq!(dy.rows, x.rows);
+        check_offsets(offsets, dw.len(), x.rows);
         let round = x.dtype() == Dtype::Bf16;
         let wanted: Vec<_> = dw
             .into_iter()
@@ -237,6 +282,11 @@ impl Ops {
     /// `h += y`, `h` f32.
     pub fn add(&self, h: &mut Tensor, y: &Tensor) {
         pointwise::add(h, y);
+    }
+
+    /// `h + y`, `h` and the result f32.
+    pub fn sum(&self, h: &Tensor, y: &Tensor) -> Tensor {
+        pointwise::sum(h, y)
     }
 
     /// Columns `from..from + n`.
@@ -400,10 +450,21 @@ impl Ops {
         adamw::step(self.isa, s, p, g, m, v);
     }
 
+    /// The same of a matrix, whose compute weights follow.
+    #[allow(clippy::too_many_arguments)]
+    pub fn adamw_matrix(&self, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments, w: &mut Matrix) {
+        adamw::step_matrix(self.isa, s, p, g, m, v, w);
+    }
+
     /// `Σ x²` in f64.
     pub fn sum_of_squares(&self, x: &[f32]) -> f64 {
         adamw::sum_of_squares(self.isa, x)
     }
+}
+
+/// Offsets that cut `rows` rows into `groups` ascending groups.
+fn check_offsets(offsets: &[usize], groups: usize, rows: usize) {
+    assert!(offsets.len() == groups + 1 && offsets[0] == 0 && offsets[groups] == rows && offsets.is_sorted());
 }
 
 /// Whether f32 left operands are rounded to bf16 for this weight.

@@ -10,17 +10,15 @@ use crate::{
 /// `silu(g) ∘ u` in the dtype of `g`. Source: Shazeer 2020, arXiv:2002.05202.
 pub fn silu_mul(isa: Isa, g: &Tensor, u: &Tensor) -> Tensor {
     assert!(g.rows == u.rows && g.cols == u.cols && g.dtype() == u.dtype());
-    let mut y = Tensor::zeros(g.dtype(), g.rows, g.cols);
-    let cols = g.cols;
+    let (rows, cols) = (g.rows, g.cols);
     with_element!(g.dtype(), E => {
         let (g, u) = (E::slice(g), E::slice(u));
-        rows::each(E::slice_mut(&mut y), cols, |first, y| {
+        Tensor::make::<E>(rows, cols, |first, y| {
             let at = first * cols..first * cols + y.len();
             let (g, u) = (bytemuck::cast_slice(&g[at.clone()]), bytemuck::cast_slice(&u[at]));
             silu_mul_slice(isa, g, u, bytemuck::cast_slice_mut(y), E::DTYPE);
-        });
-    });
-    y
+        })
+    })
 }
 
 multi_isa! {
@@ -38,19 +36,18 @@ multi_isa! {
 
 /// Gradients `(dg, du)` of [`silu_mul`] in f32, given `da` = ∂loss/∂(silu(g) ∘ u).
 pub fn silu_mul_grad(isa: Isa, g: &Tensor, u: &Tensor, da: &Tensor) -> (Tensor, Tensor) {
-    let (mut dg, mut du) = (Tensor::zeros(Dtype::F32, g.rows, g.cols), Tensor::zeros(Dtype::F32, g.rows, g.cols));
-    let cols = g.cols;
+    let (rows, cols) = (g.rows, g.cols);
     let da = da.f32();
-    assert_eq!(da.len(), g.rows * cols);
-    with_element!(g.dtype(), E => {
+    assert_eq!(da.len(), rows * cols);
+    let (dg, du) = with_element!(g.dtype(), E => {
         let (g, u) = (E::slice(g), E::slice(u));
-        rows::zip2(dg.f32_mut(), cols, du.f32_mut(), cols, |first, dg, du| {
+        rows::make2(rows, cols, cols, |first, dg, du| {
             let at = first * cols..first * cols + dg.len();
             let (g, u) = (bytemuck::cast_slice(&g[at.clone()]), bytemuck::cast_slice(&u[at.clone()]));
             silu_mul_grad_slice(isa, g, u, E::DTYPE, &da[at], dg, du);
-        });
+        })
     });
-    (dg, du)
+    (Tensor::of(dg, rows, cols), Tensor::of(du, rows, cols))
 }
 
 multi_isa! {
@@ -79,33 +76,46 @@ pub fn add(h: &mut Tensor, y: &Tensor) {
     });
 }
 
+/// `h + y` for f32 `h`.
+pub fn sum(h: &Tensor, y: &Tensor) -> Tensor {
+    assert!(h.rows == y.rows && h.cols == y.cols);
+    let (h, cols) = (h.f32(), h.cols);
+    with_element!(y.dtype(), E => {
+        let from = E::slice(y);
+        Tensor::make::<f32>(y.rows, cols, |first, sum| {
+            let terms = h[first * cols..].iter().zip(&from[first * cols..]);
+            sum.iter_mut().zip(terms).for_each(|(sum, (h, y))| *sum = h + y.widen());
+        })
+    })
+}
+
 /// Columns `from..from + n` of `x`.
 pub fn columns(x: &Tensor, from: usize, n: usize) -> Tensor {
     assert!(from + n <= x.cols);
-    let mut y = Tensor::zeros(x.dtype(), x.rows, n);
     with_element!(x.dtype(), E => {
-        for (y, x) in E::slice_mut(&mut y).chunks_exact_mut(n.max(1)).zip(E::slice(x).chunks_exact(x.cols)) {
-            y.copy_from_slice(&x[from..from + n]);
-        }
-    });
-    y
+        let x_ = E::slice(x);
+        Tensor::make::<E>(x.rows, n, |first, y| {
+            for (y, x) in y.chunks_exact_mut(n).zip(x_[first * x.cols..].chunks_exact(x.cols)) {
+                y.copy_from_slice(&x[from..from + n]);
+            }
+        })
+    })
 }
 
 /// `a` and `b` side by side.
 pub fn beside(a: &Tensor, b: &Tensor) -> Tensor {
     assert!(a.rows == b.rows && a.dtype() == b.dtype());
-    let mut y = Tensor::zeros(a.dtype(), a.rows, a.cols + b.cols);
+    let (ca, cb) = (a.cols, b.cols);
     with_element!(a.dtype(), E => {
-        for ((y, a), b) in E::slice_mut(&mut y)
-            .chunks_exact_mut(a.cols + b.cols)
-            .zip(E::slice(a).chunks_exact(a.cols))
-            .zip(E::slice(b).chunks_exact(b.cols))
-        {
-            y[..a.len()].copy_from_slice(a);
-            y[a.len()..].copy_from_slice(b);
-        }
-    });
-    y
+        let (a_, b_) = (E::slice(a), E::slice(b));
+        Tensor::make::<E>(a.rows, ca + cb, |first, y| {
+            let sources = a_[first * ca..].chunks_exact(ca).zip(b_[first * cb..].chunks_exact(cb));
+            for (y, (a, b)) in y.chunks_exact_mut(ca + cb).zip(sources) {
+                y[..ca].copy_from_slice(a);
+                y[ca..].copy_from_slice(b);
+            }
+        })
+    })
 }
 
 /// Widths of a latent attention's heads: unrotated and rotated part of a key, and a value.
@@ -124,12 +134,10 @@ pub struct LatentHeads {
 /// Splits `kv` `[T, H·(nope + v)]` and repeats the shared `kr` `[T, rope]`: keys `[T, H·(nope + rope)]`, values `[T, H·v]`.
 pub fn latent_split(kv: &Tensor, kr: &Tensor, d: LatentHeads) -> (Tensor, Tensor) {
     assert!(kv.cols == d.heads * (d.nope + d.v) && kr.cols == d.rope && kv.rows == kr.rows);
-    let mut k = Tensor::zeros(kv.dtype(), kv.rows, d.heads * (d.nope + d.rope));
-    let mut v = Tensor::zeros(kv.dtype(), kv.rows, d.heads * d.v);
-    let (ck, cv) = (k.cols, v.cols);
+    let (ck, cv) = (d.heads * (d.nope + d.rope), d.heads * d.v);
     with_element!(kv.dtype(), E => {
         let (kv_, kr_) = (E::slice(kv), E::slice(kr));
-        rows::zip2(E::slice_mut(&mut k), ck, E::slice_mut(&mut v), cv, |first, k, v| {
+        let (k, v) = rows::make2(kv.rows, ck, cv, |first, k: &mut [E], v: &mut [E]| {
             for (t, (k, v)) in k.chunks_exact_mut(ck).zip(v.chunks_exact_mut(cv)).enumerate() {
                 let (kv, kr) = (&kv_[(first + t) * kv.cols..][..kv.cols], &kr_[(first + t) * d.rope..][..d.rope]);
                 for ((k, v), kv) in k
@@ -143,32 +151,27 @@ pub fn latent_split(kv: &Tensor, kr: &Tensor, d: LatentHeads) -> (Tensor, Tensor
                 }
             }
         });
-    });
-    (k, v)
+        (Tensor::of(k, kv.rows, ck), Tensor::of(v, kv.rows, cv))
+    })
 }
 
 /// Of each head `[nope ; rope]` of `q` the rope part, behind `latent` zeros: `[T, H·(latent + rope)]`.
 pub fn widen_heads(q: &Tensor, heads: usize, nope: usize, rope: usize, latent: usize) -> Tensor {
-    let mut y = Tensor::zeros(q.dtype(), q.rows, heads * (latent + rope));
-    let cols = y.cols;
     with_element!(q.dtype(), E => {
         let q_ = E::slice(q);
-        rows::each(E::slice_mut(&mut y), cols, |first, y| {
+        Tensor::make::<E>(q.rows, heads * (latent + rope), |first, y| {
             for (y, q) in y.chunks_exact_mut(latent + rope).zip(q_[first * q.cols..].chunks_exact(nope + rope)) {
                 y[latent..].copy_from_slice(&q[nope..]);
             }
-        });
-    });
-    y
+        })
+    })
 }
 
 /// Gradients of [`latent_split`]: `dkv` `[T, H·(nope + v)]` and `dkr` `[T, rope]`, heads summed in ascending order.
 pub fn latent_split_grad(dk: &Tensor, dv: &Tensor, d: LatentHeads) -> (Tensor, Tensor) {
-    let mut dkv = Tensor::zeros(Dtype::F32, dk.rows, d.heads * (d.nope + d.v));
-    let mut dkr = Tensor::zeros(Dtype::F32, dk.rows, d.rope);
-    let (c, ck, cv) = (dkv.cols, dk.cols, dv.cols);
+    let (rows, c, ck, cv) = (dk.rows, d.heads * (d.nope + d.v), dk.cols, dv.cols);
     let (dk, dv) = (dk.f32(), dv.f32());
-    rows::zip2(dkv.f32_mut(), c, dkr.f32_mut(), d.rope, |first, dkv, dkr| {
+    let (dkv, dkr) = rows::make2(rows, c, d.rope, |first, dkv: &mut [f32], dkr: &mut [f32]| {
         for (t, (dkv, dkr)) in dkv.chunks_exact_mut(c).zip(dkr.chunks_exact_mut(d.rope)).enumerate() {
             let (dk, dv) = (&dk[(first + t) * ck..][..ck], &dv[(first + t) * cv..][..cv]);
             for ((dkv, dk), dv) in
@@ -180,5 +183,5 @@ pub fn latent_split_grad(dk: &Tensor, dv: &Tensor, d: LatentHeads) -> (Tensor, T
             }
         }
     });
-    (dkv, dkr)
+    (Tensor::of(dkv, rows, c), Tensor::of(dkr, rows, d.rope))
 }

@@ -17,14 +17,12 @@ const PARTIAL: usize = 64;
 /// `x`: `[T, D]`; `gain`: `[D]`. Returns `y` and `rrms` `[T]`, kept for [`backward`].
 pub fn forward(isa: Isa, x: &Tensor, gain: &[f32], eps: f32, dtype: Dtype) -> (Tensor, Vec<f32>) {
     assert_eq!(x.cols, gain.len());
-    let mut y = Tensor::zeros(dtype, x.rows, x.cols);
-    let mut rrms = vec![0.0; x.rows];
     with_element!(x.dtype(), X => with_element!(dtype, Y => {
-        rows::zip2(Y::slice_mut(&mut y), x.cols, &mut rrms, 1, |first, y, r| {
+        let (y, rrms) = rows::make2(x.rows, x.cols, 1, |first, y: &mut [Y], r| {
             forward_rows(isa, first, x, gain, eps, bytemuck::cast_slice_mut(y), r, Y::DTYPE, X::DTYPE);
         });
-    }));
-    (y, rrms)
+        (Tensor::of(y, x.rows, x.cols), rrms)
+    }))
 }
 
 #[allow(clippy::too_many_arguments)]

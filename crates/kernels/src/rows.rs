@@ -1,5 +1,8 @@
 //! Rows shared between threads, in chunks whose size does not depend on their number.
 
+use std::mem::MaybeUninit;
+
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 /// Elements below which the calling thread does all.
@@ -16,6 +19,73 @@ pub(crate) fn each<T: Send>(a: &mut [T], d: usize, f: impl Fn(usize, &mut [T]) +
         a.chunks_mut(ROWS * d).enumerate().for_each(|(i, a)| f(i * ROWS, a));
     } else {
         a.par_chunks_mut(ROWS * d).enumerate().for_each(|(i, a)| f(i * ROWS, a));
+    }
+}
+
+/// `n` rows of width `d`, made by `f(first row, rows)` in chunks of rows that it finds zero. A chunk is cleared where it is made, in
+/// cache, rather than all of them before.
+pub(crate) fn make<T: Zeroable + Send>(n: usize, d: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    make_chunks(n * d, d, f)
+}
+
+/// `len` elements, made as by [`make`] without regard to rows; `f` gets the place of its first one.
+pub(crate) fn make_flat<T: Zeroable + Send>(len: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    const PIECE: usize = 512;
+    make_chunks(len, PIECE, |piece, x| f(piece * PIECE, x))
+}
+
+/// `n` blocks of `len` elements, each filled by `f(its number, block)`, which finds it zero.
+pub(crate) fn make_blocks<T: Zeroable + Send>(
+    n: usize,
+    len: usize,
+    parallel: bool,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(n * len);
+    let blocks = &mut out.spare_capacity_mut()[..n * len];
+    let each = |(i, x): (usize, &mut [MaybeUninit<T>])| f(i, cleared(x));
+    match len {
+        0 => {}
+        _ if parallel && n > 1 => blocks.par_chunks_exact_mut(len).enumerate().for_each(each),
+        _ => blocks.chunks_exact_mut(len).enumerate().for_each(each),
+    }
+    // SAFETY: every block has been cleared; there is nothing in blocks of no elements.
+    unsafe { out.set_len(n * len) };
+    out
+}
+
+fn make_chunks<T: Zeroable + Send>(len: usize, d: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let mut out = Vec::with_capacity(len);
+    each(&mut out.spare_capacity_mut()[..len], d, |first, x| f(first, cleared(x)));
+    // SAFETY: `each` has cleared all of them; there are none where `d` is 0.
+    unsafe { out.set_len(len) };
+    out
+}
+
+/// [`make`] for two at once.
+pub(crate) fn make2<T: Zeroable + Send, U: Zeroable + Send>(
+    n: usize,
+    da: usize,
+    db: usize,
+    f: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+) -> (Vec<T>, Vec<U>) {
+    assert!(da > 0 && db > 0);
+    let (mut a, mut b) = (Vec::with_capacity(n * da), Vec::with_capacity(n * db));
+    let (spare_a, spare_b) = (&mut a.spare_capacity_mut()[..n * da], &mut b.spare_capacity_mut()[..n * db]);
+    zip2(spare_a, da, spare_b, db, |first, a, b| f(first, cleared(a), cleared(b)));
+    // SAFETY: `zip2` has cleared `n` rows of both.
+    unsafe {
+        a.set_len(n * da);
+        b.set_len(n * db);
+    }
+    (a, b)
+}
+
+fn cleared<T: Zeroable>(x: &mut [MaybeUninit<T>]) -> &mut [T] {
+    // SAFETY: all bytes are written, and zeros are a valid `T`; `MaybeUninit<T>` lies as `T` does.
+    unsafe {
+        x.as_mut_ptr().write_bytes(0, x.len());
+        &mut *(std::ptr::from_mut(x) as *mut [T])
     }
 }
 

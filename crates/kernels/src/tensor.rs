@@ -2,7 +2,11 @@
 
 use half::bf16;
 
-use crate::math::{from_bf16, to_bf16};
+use crate::{
+    gemm::Out,
+    math::{from_bf16, to_bf16},
+    rows,
+};
 
 /// Number format of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,12 +28,29 @@ impl Dtype {
 }
 
 /// The elements of a [`Tensor`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub enum Storage {
     /// f32 elements.
     F32(Vec<f32>),
     /// bf16 elements.
     Bf16(Vec<bf16>),
+}
+
+fn copy<E: Element>(x: &[E]) -> Vec<E> {
+    rows::make_flat(x.len(), |first, y| y.copy_from_slice(&x[first..][..y.len()]))
+}
+
+fn map<E: Element, F: Element>(x: &[E], f: impl Fn(E) -> F + Sync) -> Vec<F> {
+    rows::make_flat(x.len(), |first, y| y.iter_mut().zip(&x[first..]).for_each(|(y, x)| *y = f(*x)))
+}
+
+impl Clone for Storage {
+    fn clone(&self) -> Self {
+        match self {
+            Self::F32(x) => Self::F32(copy(x)),
+            Self::Bf16(x) => Self::Bf16(copy(x)),
+        }
+    }
 }
 
 /// A row-major matrix `[rows, cols]`; activations are `[T, D]`.
@@ -47,10 +68,25 @@ impl Tensor {
     /// All zero.
     pub fn zeros(dtype: Dtype, rows: usize, cols: usize) -> Self {
         let storage = match dtype {
-            Dtype::F32 => Storage::F32(vec![0.0; rows * cols]),
-            Dtype::Bf16 => Storage::Bf16(vec![bf16::ZERO; rows * cols]),
+            Dtype::F32 => Storage::F32(rows::make_flat(rows * cols, |_, _| {})),
+            Dtype::Bf16 => Storage::Bf16(rows::make_flat(rows * cols, |_, _| {})),
         };
         Self { storage, rows, cols }
+    }
+
+    /// Of whichever type.
+    pub(crate) fn of<E: Element>(data: Vec<E>, rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        let storage = match E::DTYPE {
+            Dtype::F32 => Storage::F32(bytemuck::cast_vec(data)),
+            Dtype::Bf16 => Storage::Bf16(bytemuck::cast_vec(data)),
+        };
+        Self { storage, rows, cols }
+    }
+
+    /// Rows made by `f(first row, rows)`, see [`rows::make`].
+    pub(crate) fn make<E: Element>(rows: usize, cols: usize, f: impl Fn(usize, &mut [E]) + Sync) -> Self {
+        Self::of(rows::make(rows, cols, f), rows, cols)
     }
 
     /// From f32 elements, row by row.
@@ -62,8 +98,8 @@ impl Tensor {
     /// The same numbers in another format, rounded to nearest even.
     pub fn to_dtype(&self, dtype: Dtype) -> Self {
         let storage = match (&self.storage, dtype) {
-            (Storage::F32(x), Dtype::Bf16) => Storage::Bf16(x.iter().map(|x| to_bf16(*x)).collect()),
-            (Storage::Bf16(x), Dtype::F32) => Storage::F32(x.iter().map(|x| from_bf16(*x)).collect()),
+            (Storage::F32(x), Dtype::Bf16) => Storage::Bf16(map(x, to_bf16)),
+            (Storage::Bf16(x), Dtype::F32) => Storage::F32(map(x, from_bf16)),
             (same, _) => same.clone(),
         };
         Self { storage, rows: self.rows, cols: self.cols }
@@ -113,6 +149,46 @@ impl Tensor {
             Storage::F32(x) => x[row * self.cols + col],
             Storage::Bf16(x) => from_bf16(x[row * self.cols + col]),
         }
+    }
+}
+
+/// A tensor that products are about to write.
+pub(crate) struct Blank {
+    /// Without elements yet, but with the memory for them.
+    storage: Storage,
+    rows: usize,
+    cols: usize,
+}
+
+impl Blank {
+    pub fn new(dtype: Dtype, rows: usize, cols: usize) -> Self {
+        let storage = match dtype {
+            Dtype::F32 => Storage::F32(Vec::with_capacity(rows * cols)),
+            Dtype::Bf16 => Storage::Bf16(Vec::with_capacity(rows * cols)),
+        };
+        Self { storage, rows, cols }
+    }
+
+    /// Where the products go.
+    pub fn out(&mut self) -> Out {
+        match &mut self.storage {
+            Storage::F32(x) => Out::F32(x.as_mut_ptr()),
+            Storage::Bf16(x) => Out::Bf16(x.as_mut_ptr()),
+        }
+    }
+
+    /// # Safety
+    /// Every element has been written.
+    pub unsafe fn written(self) -> Tensor {
+        let Self { mut storage, rows, cols } = self;
+        // SAFETY: the memory is there since `new`, and the caller has written it.
+        unsafe {
+            match &mut storage {
+                Storage::F32(x) => x.set_len(rows * cols),
+                Storage::Bf16(x) => x.set_len(rows * cols),
+            }
+        }
+        Tensor { storage, rows, cols }
     }
 }
 

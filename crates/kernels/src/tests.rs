@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use crate::{
-    AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Ops, Sequence, Tensor,
+    AdamW, AttentionSaved, Dtype, HeadShape, Isa, KvBlocks, Matrix, Moments, Ops, Sequence, Tensor,
+    formats::{from_e4m3, is_nan_e4m3},
     math::{exp, round_bf16, sum16},
     reference_dot,
 };
@@ -26,8 +27,24 @@ fn tensor(dtype: Dtype, seed: u64, rows: usize, cols: usize) -> Tensor {
     t.to_dtype(dtype)
 }
 
+fn every_isa() -> Vec<Isa> {
+    let mut all = Isa::available();
+    all.extend(emulated_amx());
+    all
+}
+
+/// AMX where the CPU has AVX-512 but not AMX: its six instructions are then emulated.
+fn emulated_amx() -> Option<Isa> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if Isa::by_name("avx512").is_ok() && Isa::by_name("amx").is_err() {
+        crate::gemm::amx::emulate::install();
+        return Some(Isa(crate::isa::Level::Amx));
+    }
+    None
+}
+
 fn every_ops() -> Vec<Ops> {
-    Isa::available().into_iter().map(Ops::with_isa).collect()
+    every_isa().into_iter().map(Ops::with_isa).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -40,12 +57,67 @@ fn dtype() -> impl Strategy<Value = Dtype> {
 
 #[test]
 fn every_instruction_set_of_this_cpu_is_tested() {
-    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
-    println!("instruction sets under test: {}", names.join(", "));
+    let names: Vec<_> = every_isa().iter().map(|isa| isa.name()).collect();
+    let amx = if emulated_amx().is_some() { " (amx emulated)" } else { "" };
+    println!("instruction sets under test: {}{amx}", names.join(", "));
     assert_eq!(names[0], "portable");
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         assert!(names.contains(&"avx512"), "{names:?}");
+        assert!(names.contains(&"avx512bf16") || !is_x86_feature_detected!("avx512bf16"), "{names:?}");
+        assert!(names.contains(&"amx") || cfg!(not(target_os = "linux")), "{names:?}");
+    }
+}
+
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn products_of_bf16_go_through_tiles_where_there_is_amx() {
+    let Some(isa) = emulated_amx() else { return println!("skipped: AMX is real here, or AVX-512 is missing") };
+    let products = &crate::gemm::amx::emulate::PRODUCTS;
+    let before = products.load(std::sync::atomic::Ordering::Relaxed);
+    let (x, w) = (tensor(Dtype::Bf16, 1, 32, 64), Matrix::from_f32(Dtype::Bf16, &values(2, 32 * 64), 32, 64));
+    Ops::with_isa(isa).matmul(&x, &w, None, Dtype::F32);
+    assert!(products.load(std::sync::atomic::Ordering::Relaxed) >= before + 8); // other tests may add theirs
+    let before = products.load(std::sync::atomic::Ordering::Relaxed);
+    // SAFETY: the instructions are emulated.
+    unsafe { crate::measure::peak::tile_products(25) };
+    assert!(products.load(std::sync::atomic::Ordering::Relaxed) >= before + 100, "the rate's loop ends early");
+}
+
+#[test]
+fn left_operands_are_rounded_alike_on_every_path() {
+    // Beside every tie, at the ends of the normal numbers, and below them.
+    let numbers =
+        (0..=u32::MAX).step_by(65_537 * 7).flat_map(|bits| [bits, bits | 0x7FFF, bits | 0x8000, (bits | 0x8000) + 1]);
+    let mut x: Vec<f32> = numbers.map(f32::from_bits).filter(|x| x.is_finite()).collect();
+    x.extend([0x007F_7FFF, 0x007F_8000, 0x007F_FFFF, 0x0080_0000, 0x7F7F_7FFF, 0x7F7F_8000].map(f32::from_bits));
+    x.resize(x.len().next_multiple_of(64), 0.0);
+    let (one, t) = (Matrix::from_f32(Dtype::Bf16, &[1.0], 1, 1), x.len());
+    let x = Tensor::from_f32(x, 1);
+    for ops in every_ops() {
+        let y = ops.matmul(&x, &one, None, Dtype::F32);
+        let mut dw = vec![0.0; t];
+        let row = Tensor::from_f32(x.f32().to_vec(), t);
+        ops.matmul_weight_grad(&row, &Tensor::from_f32(vec![1.0], 1).to_dtype(Dtype::Bf16), &mut dw);
+        for ((x, y), dw) in x.f32().iter().zip(y.f32()).zip(&dw) {
+            let want = round_bf16(*x) + 0.0;
+            assert_eq!((y.to_bits(), dw.to_bits()), (want.to_bits(), want.to_bits()), "{x:e} {}", ops.isa().name());
+        }
+    }
+}
+
+#[test]
+fn partial_sums_at_the_least_normal_number_are_equal_and_below_it_those_of_bf16_instructions_are_zero() {
+    let power = |exponent: i32| f32::from_bits(((127 + exponent) as u32) << 23);
+    for (exponent, normal) in [(-63, true), (-64, false)] {
+        let x = Tensor::from_f32(vec![power(exponent); 16], 1).to_dtype(Dtype::Bf16);
+        let w = Matrix::from_f32(Dtype::Bf16, &[power(exponent); 16], 16, 1);
+        for ops in every_ops() {
+            let flushes = ops.isa().bf16_instruction().is_some() && !normal;
+            let want = if flushes { 0.0 } else { power(exponent) * power(exponent) };
+            let y = ops.matmul(&x, &w, None, Dtype::F32);
+            assert!(y.f32().iter().all(|y| y.to_bits() == want.to_bits()), "{}: {:e}", ops.isa().name(), y.get(0, 0));
+        }
     }
 }
 
@@ -68,8 +140,9 @@ proptest! {
             let name = ops.isa().name();
             let y = ops.matmul(&x, &m, Some(&bias), Dtype::F32);
             let rounded = ops.matmul(&x, &m, Some(&bias), Dtype::Bf16).to_vec_f32();
-            let mut dx = Tensor::zeros(Dtype::F32, t, k);
-            ops.matmul_input_grad(&dy, &m, &mut dx);
+            let dx = ops.matmul_input_grad(&dy, &m);
+            let mut twice = dx.clone();
+            ops.add_matmul_input_grad(&dy, &m, &mut twice);
             let mut dw = start.clone();
             ops.matmul_weight_grad(&dy, &x, &mut dw);
             for i in 0..t {
@@ -82,6 +155,8 @@ proptest! {
                     let column: Vec<f32> = (0..n).map(|n| w[n * k + j]).collect();
                     let want = reference_dot(&dys[i * n..][..n], &column, 0.0);
                     prop_assert_eq!(dx.get(i, j).to_bits(), want.to_bits(), "{} dx[{}, {}]", name, i, j);
+                    let want = reference_dot(&dys[i * n..][..n], &column, want);
+                    prop_assert_eq!(twice.get(i, j).to_bits(), want.to_bits(), "{} dx[{}, {}] twice", name, i, j);
                 }
             }
             for i in 0..n {
@@ -109,21 +184,82 @@ proptest! {
         let w: Vec<&Matrix> = w.iter().collect();
         for ops in every_ops() {
             let y = ops.grouped_matmul(&x, &offsets, &w);
-            let mut dx = Tensor::zeros(Dtype::F32, t, k);
-            ops.grouped_matmul_input_grad(&dy, &offsets, &w, &mut dx);
+            let dx = ops.grouped_matmul_input_grad(&dy, &offsets, &w);
+            let mut twice = dx.clone();
+            ops.add_grouped_matmul_input_grad(&dy, &offsets, &w, &mut twice);
             let mut dw = vec![vec![0.0; n * k]; sizes.len()];
             ops.grouped_matmul_weight_grad(&dy, &x, &offsets, dw.iter_mut().map(|d| Some(d.as_mut_slice())).collect());
             for e in 0..sizes.len() {
                 let rows: Vec<u32> = (offsets[e] as u32..offsets[e + 1] as u32).collect();
                 let (xe, dye) = (ops.gather(&x, &rows), ops.gather(&dy, &rows));
                 prop_assert_eq!(ops.gather(&y, &rows), ops.matmul(&xe, w[e], None, dtype));
-                let mut dxe = Tensor::zeros(Dtype::F32, rows.len(), k);
-                ops.matmul_input_grad(&dye, w[e], &mut dxe);
-                prop_assert_eq!(ops.gather(&dx, &rows), dxe);
+                let mut dxe = ops.matmul_input_grad(&dye, w[e]);
+                prop_assert_eq!(&ops.gather(&dx, &rows), &dxe);
+                ops.add_matmul_input_grad(&dye, w[e], &mut dxe);
+                prop_assert_eq!(ops.gather(&twice, &rows), dxe);
                 let mut dwe = vec![0.0; n * k];
                 ops.matmul_weight_grad(&dye, &xe, &mut dwe);
                 prop_assert_eq!(bits(&dw[e]), bits(&dwe));
             }
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_codes_is_the_matrix_of_the_numbers_they_stand_for(
+        t in 0usize..70, n in 1usize..200, k in 1usize..400, powers in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let codes: Vec<u8> = values(seed, n * k).iter().map(|x| (x.to_bits() >> 7) as u8).map(|c| if is_nan_e4m3(c) { 0 } else { c }).collect();
+        let wide = k.div_ceil(128);
+        let scales: Vec<f32> = values(seed + 1, n.div_ceil(128) * wide)
+            .iter()
+            .map(|x| if powers { f32::from_bits((118 + (x.abs() * 8.0) as u32) << 23) } else { 0.01 + x.abs() })
+            .collect();
+        let number = |i: usize| round_bf16(from_e4m3(codes[i]) * scales[i / k / 128 * wide + i % k / 128]);
+        let numbers: Vec<f32> = (0..n * k).map(number).collect();
+        let (mut held, meant) = (Matrix::zeros_fp8(scales.clone(), n, k), Matrix::from_f32(Dtype::Bf16, &numbers, n, k));
+        let first = (n / 3).min(40);
+        held.set_codes(first, &codes[first * k..]);
+        held.set_codes(0, &codes[..first * k]);
+        prop_assert_eq!(held.to_vec_f32(), numbers);
+        prop_assert!(n * k < 128 * 128 || held.bytes() * 100 < meant.bytes() * 60);
+        let (x, dy) = (tensor(Dtype::Bf16, seed + 2, t, k), tensor(Dtype::F32, seed + 3, t, n));
+        let bias = values(seed + 4, n);
+        for ops in every_ops() {
+            let name = ops.isa().name();
+            prop_assert_eq!(ops.matmul(&x, &held, Some(&bias), Dtype::Bf16), ops.matmul(&x, &meant, Some(&bias), Dtype::Bf16), "{}", name);
+            prop_assert_eq!(ops.matmul(&x, &held, None, Dtype::F32), ops.matmul(&x, &meant, None, Dtype::F32), "{}", name);
+            prop_assert_eq!(ops.matmul_input_grad(&dy, &held), ops.matmul_input_grad(&dy, &meant), "{}", name);
+        }
+    }
+
+    #[test]
+    fn a_matrix_stepped_panel_by_panel_is_the_step_packed_after(
+        dtype in dtype(), moments in dtype(), n in 1usize..50, k in 1usize..70, seed in 0u64..1000,
+    ) {
+        let s = AdamW {
+            lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, correction1: 0.1, correction2: 0.05, grad_scale: 0.7,
+        };
+        let (start, g) = (values(seed, n * k), values(seed + 1, n * k));
+        for ops in every_ops() {
+            let (mut p, mut q) = (start.clone(), start.clone());
+            let [mut m, mut v, mut m2, mut v2] = std::array::from_fn(|_| Moments::zeros(moments, n * k));
+            let mut w = Matrix::from_f32(dtype, &start, n, k);
+            for _ in 0..2 {
+                ops.adamw_matrix(s, &mut p, &g, &mut m, &mut v, &mut w);
+                ops.adamw(s, &mut q, &g, &mut m2, &mut v2);
+            }
+            prop_assert!(p != start && bits(&p) == bits(&q) && m == m2 && v == v2);
+            if dtype == Dtype::Bf16 {
+                let mut codes = Matrix::zeros_fp8(vec![1.0; n.div_ceil(128) * k.div_ceil(128)], n, k);
+                let (mut p, mut m, mut v) = (q.clone(), m.clone(), v.clone());
+                ops.adamw_matrix(AdamW { lr: 0.0, ..s }, &mut p, &g, &mut m, &mut v, &mut codes);
+                prop_assert!(!codes.is_fp8());
+                prop_assert_eq!(codes.to_vec_f32(), w.to_vec_f32());
+            }
+            prop_assert_eq!(bits(&w.to_vec_f32()), bits(&Matrix::from_f32(dtype, &q, n, k).to_vec_f32()));
+            // What is beyond the last row and column is still zero: products read it.
+            let x = Tensor::from_f32(vec![1.0; k], k).to_dtype(dtype);
+            prop_assert_eq!(ops.matmul(&x, &w, None, Dtype::F32), ops.matmul(&x, &Matrix::from_f32(dtype, &q, n, k), None, Dtype::F32));
         }
     }
 

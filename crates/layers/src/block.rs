@@ -133,8 +133,7 @@ impl Block {
                 (y, AttentionSaved::Gqa(Box::new(s)))
             }
         };
-        let mut h_mid = h.clone();
-        ops.add(&mut h_mid, &y);
+        let h_mid = ops.sum(h, &y);
         let (x_mid, rrms_mid) = self.ffn_norm.forward(ops, w, &h_mid);
         let (y, ffn) = match &self.ffn {
             Ffn::Dense(f) => {
@@ -146,8 +145,7 @@ impl Block {
                 (y, FfnSaved::Moe(Box::new(s)))
             }
         };
-        let mut out = h_mid.clone();
-        ops.add(&mut out, &y);
+        let out = ops.sum(&h_mid, &y);
         (out, Inner { x, rrms, attention, h_mid, x_mid, rrms_mid, ffn })
     }
 
@@ -168,26 +166,17 @@ impl Block {
             let mut caches: Vec<_> = (1..batch.cu_seqlens.len()).map(|_| self.new_cache(w.dtype())).collect();
             self.run(ops, w, &h, batch, &mut caches.iter_mut().collect::<Vec<_>>()).1
         });
-        let mut dx = Tensor::zeros(dh.dtype(), dh.rows, dh.cols);
-        let mut loss = 0.0;
-        match (&self.ffn, &inner.ffn) {
-            (Ffn::Dense(f), FfnSaved::Dense(s)) => f.backward(ops, w, grads, &inner.x_mid, s, dh, &mut dx),
-            (Ffn::Moe(f), FfnSaved::Moe(s)) => {
-                loss = f.backward(ops, w, grads, &inner.x_mid, s, dh, balance, &mut dx);
-            }
+        let (dx, loss) = match (&self.ffn, &inner.ffn) {
+            (Ffn::Dense(f), FfnSaved::Dense(s)) => (f.backward(ops, w, grads, &inner.x_mid, s, dh), 0.0),
+            (Ffn::Moe(f), FfnSaved::Moe(s)) => f.backward(ops, w, grads, &inner.x_mid, s, dh, balance),
             _ => unreachable!("saved by the same block"),
-        }
+        };
         self.ffn_norm.backward(ops, w, grads, &inner.h_mid, &inner.rrms_mid, &dx, dh);
-        dx.f32_mut().fill(0.0);
-        match (&self.attention, &inner.attention) {
-            (Attention::Mla(a), AttentionSaved::Mla(s)) => {
-                a.backward(ops, w, grads, &inner.x, batch, s, dh, &mut dx);
-            }
-            (Attention::Gqa(a), AttentionSaved::Gqa(s)) => {
-                a.backward(ops, w, grads, &inner.x, batch, s, dh, &mut dx);
-            }
+        let dx = match (&self.attention, &inner.attention) {
+            (Attention::Mla(a), AttentionSaved::Mla(s)) => a.backward(ops, w, grads, &inner.x, batch, s, dh),
+            (Attention::Gqa(a), AttentionSaved::Gqa(s)) => a.backward(ops, w, grads, &inner.x, batch, s, dh),
             _ => unreachable!("saved by the same block"),
-        }
+        };
         self.attention_norm.backward(ops, w, grads, &h, &inner.rrms, &dx, dh);
         loss
     }

@@ -48,9 +48,7 @@ impl Gqa {
         batch: &Batch,
         kv: &mut [&mut KvBlocks],
     ) -> (Tensor, Saved) {
-        let mut q = self.q.forward(ops, w, x);
-        let mut k = self.k.forward(ops, w, x);
-        let v = self.v.forward(ops, w, x);
+        let [mut q, mut k, v] = Linear::forward_all([&self.q, &self.k, &self.v], ops, w, x);
         ops.rope(&mut q, self.layout(self.shape.heads), &batch.angles);
         ops.rope(&mut k, self.layout(self.shape.kv_heads), &batch.angles);
         let (o, lse) = ops.attention(self.shape, &q, &k, &v, &mut sequences(batch, kv));
@@ -69,16 +67,16 @@ impl Gqa {
         batch: &Batch,
         s: &Saved,
         dy: &Tensor,
-        dx: &mut Tensor,
-    ) {
+    ) -> Tensor {
         let d_o = self.o.backward_new(ops, w, grads, &s.o, dy);
         let saved = AttentionSaved { q: &s.q, k: &s.k, v: &s.v, o: &s.o, lse: &s.lse };
         let (mut dq, mut dk, dv) = ops.attention_grad(self.shape, &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.layout(self.shape.heads), &batch.angles);
         ops.rope_grad(&mut dk, self.layout(self.shape.kv_heads), &batch.angles);
-        self.q.backward(ops, w, grads, x, &dq, dx);
-        self.k.backward(ops, w, grads, x, &dk, dx);
-        self.v.backward(ops, w, grads, x, &dv, dx);
+        let mut dx = self.q.backward_new(ops, w, grads, x, &dq);
+        self.k.backward(ops, w, grads, x, &dk, &mut dx);
+        self.v.backward(ops, w, grads, x, &dv, &mut dx);
+        dx
     }
 }
 

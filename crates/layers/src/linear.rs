@@ -24,21 +24,29 @@ impl Linear {
         ops.matmul(x, &w[self.weight], self.bias.map(|b| w.vector(b)), dtype)
     }
 
+    /// Several [`Linear::forward`] of one `x`.
+    pub fn forward_all<const N: usize>(all: [&Self; N], ops: &Ops, w: &Weights, x: &Tensor) -> [Tensor; N] {
+        ops.matmuls(x, all.map(|l| (&w[l.weight], l.bias.map(|b| w.vector(b)))), w.dtype())
+    }
+
     /// `x`: as in [`Linear::forward`]; `dy`: f32 `[T, N]`. Adds to the gradients of weight and bias, and to `dx`: f32 `[T, K]`.
     pub fn backward(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, dy: &Tensor, dx: &mut Tensor) {
+        self.parameters_backward(ops, grads, x, dy);
+        ops.add_matmul_input_grad(dy, &w[self.weight], dx);
+    }
+
+    /// As [`Linear::backward`], returning `dx` alone.
+    pub fn backward_new(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, dy: &Tensor) -> Tensor {
+        self.parameters_backward(ops, grads, x, dy);
+        ops.matmul_input_grad(dy, &w[self.weight])
+    }
+
+    fn parameters_backward(&self, ops: &Ops, grads: &mut Grads, x: &Tensor, dy: &Tensor) {
         if let Some(db) = self.bias.and_then(|b| grads.get_mut(b)) {
             ops.bias_grad(dy, db);
         }
         if let Some(dw) = grads.get_mut(self.weight) {
             ops.matmul_weight_grad(dy, x, dw);
         }
-        ops.matmul_input_grad(dy, &w[self.weight], dx);
-    }
-
-    /// As [`Linear::backward`], returning `dx` alone.
-    pub fn backward_new(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, dy: &Tensor) -> Tensor {
-        let mut dx = Tensor::zeros(Dtype::F32, x.rows, x.cols);
-        self.backward(ops, w, grads, x, dy, &mut dx);
-        dx
     }
 }

@@ -41,9 +41,7 @@ pub fn head_loss(
         if let Some(dw) = grads.get_mut(head) {
             ops.matmul_weight_grad(&logits, x, dw);
         }
-        let mut dx = Tensor::zeros(Dtype::F32, x.rows, x.cols);
-        ops.matmul_input_grad(&logits, &w[head], &mut dx);
-        all.extend_from_slice(dx.f32());
+        all.extend_from_slice(ops.matmul_input_grad(&logits, &w[head]).f32());
     });
     HeadLoss { logprobs, dx: Tensor::from_f32(all, x.cols) }
 }

@@ -131,10 +131,14 @@ impl Mla {
         (ops.columns(kv_raw, 0, self.latent), k_rope)
     }
 
-    fn q_raw(&self, ops: &Ops, w: &Weights, x: &Tensor) -> Option<Tensor> {
-        match self.query {
-            Query::Latent(a, ..) => Some(a.forward(ops, w, x)),
-            Query::Direct(_) => None,
+    /// The query's latent vectors `[T, Rq]`, unless it has none, and those of keys and values with the rope part `[T, R + Dr]`.
+    fn down(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Option<Tensor>, Tensor) {
+        match &self.query {
+            Query::Latent(a, ..) => {
+                let [q_raw, kv_raw] = Linear::forward_all([a, &self.kv_a], ops, w, x);
+                (Some(q_raw), kv_raw)
+            }
+            Query::Direct(_) => (None, self.kv_a.forward(ops, w, x)),
         }
     }
 
@@ -152,9 +156,10 @@ impl Mla {
             return self.forward(ops, w, x, batch, kv).0;
         }
         let up = w.latent_up(self.kv_b.weight);
-        let (q, _) = self.queries(ops, w, x, batch, self.q_raw(ops, w, x).as_ref());
+        let (q_raw, kv_raw) = self.down(ops, w, x);
+        let (q, _) = self.queries(ops, w, x, batch, q_raw.as_ref());
         let q = ops.latent_query(&q, &up.keys, self.heads);
-        let (latent, k_rope) = self.latents(ops, batch, &self.kv_a.forward(ops, w, x));
+        let (latent, k_rope) = self.latents(ops, batch, &kv_raw);
         let k = ops.beside(&self.kv_norm.forward(ops, w, &latent).0, &k_rope);
         let o = ops.latent_attention(self.latent_shape(), &q, &k, &mut sequences(batch, kv));
         self.o.forward(ops, w, &ops.latent_output(&o, &up.values))
@@ -169,15 +174,14 @@ impl Mla {
         batch: &Batch,
         kv: &mut [&mut KvBlocks],
     ) -> (Tensor, Saved) {
-        let q_raw = self.q_raw(ops, w, x);
-        let kv_raw = self.kv_a.forward(ops, w, x);
+        let (q_raw, kv_raw) = self.down(ops, w, x);
         let up = self.up(ops, w, x, batch, q_raw.as_ref(), &kv_raw);
         let (o, lse) = ops.attention(self.shape(), &up.q, &up.k, &up.v, &mut sequences(batch, kv));
         let y = self.o.forward(ops, w, &o);
         (y, Saved { q_raw, kv_raw, o, lse, up: Some(up) })
     }
 
-    /// `dy`: f32 `[T, D]`. Adds to all gradients and to `dx`: f32 `[T, D]`.
+    /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -188,8 +192,7 @@ impl Mla {
         batch: &Batch,
         s: &Saved,
         dy: &Tensor,
-        dx: &mut Tensor,
-    ) {
+    ) -> Tensor {
         let again;
         let up = match &s.up {
             Some(up) => up,
@@ -202,22 +205,23 @@ impl Mla {
         let saved = AttentionSaved { q: &up.q, k: &up.k, v: &up.v, o: &s.o, lse: &s.lse };
         let (mut dq, dk, dv) = ops.attention_grad(self.shape(), &saved, &d_o, &batch.cu_seqlens);
         ops.rope_grad(&mut dq, self.q_layout(), &batch.angles);
-        match (self.query, &s.q_raw, &up.q_norm) {
+        let mut dx = match (self.query, &s.q_raw, &up.q_norm) {
             (Query::Latent(a, norm, b), Some(raw), Some((normed, rrms))) => {
                 let dnormed = b.backward_new(ops, w, grads, normed, &dq);
                 let mut draw = Tensor::zeros(Dtype::F32, raw.rows, raw.cols);
                 norm.backward(ops, w, grads, raw, rrms, &dnormed, &mut draw);
-                a.backward(ops, w, grads, x, &draw, dx);
+                a.backward_new(ops, w, grads, x, &draw)
             }
-            (Query::Direct(q), ..) => q.backward(ops, w, grads, x, &dq, dx),
+            (Query::Direct(q), ..) => q.backward_new(ops, w, grads, x, &dq),
             _ => unreachable!("a latent query keeps its raw form"),
-        }
+        };
         let (dkv, mut dk_rope) = ops.latent_split_grad(&dk, &dv, self.heads);
         ops.rope_grad(&mut dk_rope, self.k_layout(), &batch.angles);
         let dnormed = self.kv_b.backward_new(ops, w, grads, &up.kv_norm.0, &dkv);
         let mut dlatent = Tensor::zeros(Dtype::F32, x.rows, self.latent);
         self.kv_norm.backward(ops, w, grads, &up.latent, &up.kv_norm.1, &dnormed, &mut dlatent);
-        self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), dx);
+        self.kv_a.backward(ops, w, grads, x, &ops.beside(&dlatent, &dk_rope), &mut dx);
+        dx
     }
 }
 

@@ -36,8 +36,7 @@ impl Moe {
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
         let routing = self.gate.forward(ops, w, x);
         let sorted = ops.gather(x, &routing.tokens);
-        let g = ops.grouped_matmul(&sorted, &routing.offsets, &of(w, &self.gates));
-        let u = ops.grouped_matmul(&sorted, &routing.offsets, &of(w, &self.ups));
+        let [g, u] = ops.grouped_matmuls(&sorted, &routing.offsets, [&of(w, &self.gates), &of(w, &self.ups)]);
         drop(sorted);
         let y = ops.grouped_matmul(&ops.silu_mul(&g, &u), &routing.offsets, &of(w, &self.downs));
         let (shared, saved) = self.shared.map(|s| s.forward(ops, w, x)).unzip();
@@ -45,7 +44,7 @@ impl Moe {
         (y, Saved { routing, g, u, shared: saved })
     }
 
-    /// `dy`: f32 `[T, D]`. Adds to all gradients and to `dx`: f32 `[T, D]`; returns the balance loss.
+    /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`, and the balance loss.
     ///
     /// The weight of a choice gets `⟨dy, y_e⟩ = ⟨dy·Wd, a⟩`, so the expert's output need not be kept.
     #[allow(clippy::too_many_arguments)]
@@ -58,16 +57,15 @@ impl Moe {
         s: &Saved,
         dy: &Tensor,
         balance: &Balance<'_>,
-        dx: &mut Tensor,
-    ) -> f32 {
+    ) -> (Tensor, f32) {
         let (r, offsets) = (&s.routing, &s.routing.offsets[..]);
-        if let (Some(shared), Some(saved)) = (self.shared, &s.shared) {
-            shared.backward(ops, w, grads, x, saved, dy, dx);
-        }
+        let mut dx = match (self.shared, &s.shared) {
+            (Some(shared), Some(saved)) => shared.backward(ops, w, grads, x, saved, dy),
+            _ => Tensor::zeros(Dtype::F32, x.rows, x.cols),
+        };
         let mut dys = ops.gather(dy, &r.tokens);
         let a = ops.silu_mul(&s.g, &s.u);
-        let mut da = Tensor::zeros(Dtype::F32, a.rows, a.cols);
-        ops.grouped_matmul_input_grad(&dys, offsets, &of(w, &self.downs), &mut da);
+        let mut da = ops.grouped_matmul_input_grad(&dys, offsets, &of(w, &self.downs));
         let dw = ops.route_weight_grad(&da, &a, r);
         ops.scale_rows(&mut da, r);
         ops.scale_rows(&mut dys, r);
@@ -77,12 +75,12 @@ impl Moe {
         let sorted = ops.gather(x, &r.tokens);
         grads.with_many(&self.gates, |d| ops.grouped_matmul_weight_grad(&dg, &sorted, offsets, d));
         grads.with_many(&self.ups, |d| ops.grouped_matmul_weight_grad(&du, &sorted, offsets, d));
-        let mut dxs = dys; // same shape; its numbers have been used
-        dxs.f32_mut().fill(0.0);
-        ops.grouped_matmul_input_grad(&dg, offsets, &of(w, &self.gates), &mut dxs);
-        ops.grouped_matmul_input_grad(&du, offsets, &of(w, &self.ups), &mut dxs);
-        ops.gather_grad(&dxs, r, dx);
-        self.gate.backward(ops, w, grads, x, r, &dw, balance, dx)
+        drop((dys, sorted));
+        let mut dxs = ops.grouped_matmul_input_grad(&dg, offsets, &of(w, &self.gates));
+        ops.add_grouped_matmul_input_grad(&du, offsets, &of(w, &self.ups), &mut dxs);
+        ops.gather_grad(&dxs, r, &mut dx);
+        let loss = self.gate.backward(ops, w, grads, x, r, &dw, balance, &mut dx);
+        (dx, loss)
     }
 }
 

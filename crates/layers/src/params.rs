@@ -105,6 +105,14 @@ impl Weights {
         self.params[id.0] = param;
     }
 
+    /// One to change, if it is a matrix.
+    pub fn matrix_mut(&mut self, id: ParamId) -> Option<&mut Matrix> {
+        match &mut self.params[id.0] {
+            Param::Matrix(m) => Some(m),
+            Param::Vector(_) | Param::LatentUp(_) => None,
+        }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.params

@@ -26,28 +26,18 @@ pub struct Saved {
 impl SwiGlu {
     /// `x`: `[T, D]`. Returns `y`: `[T, D]`.
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
-        let g = self.gate.forward(ops, w, x);
-        let u = self.up.forward(ops, w, x);
+        let [g, u] = Linear::forward_all([&self.gate, &self.up], ops, w, x);
         let y = self.down.forward(ops, w, &ops.silu_mul(&g, &u));
         (y, Saved { g, u })
     }
 
-    /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights, and to `dx`: f32 `[T, D]`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        ops: &Ops,
-        w: &Weights,
-        grads: &mut Grads,
-        x: &Tensor,
-        s: &Saved,
-        dy: &Tensor,
-        dx: &mut Tensor,
-    ) {
+    /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights; returns `dx`: f32 `[T, D]`.
+    pub fn backward(&self, ops: &Ops, w: &Weights, grads: &mut Grads, x: &Tensor, s: &Saved, dy: &Tensor) -> Tensor {
         let da = self.down.backward_new(ops, w, grads, &ops.silu_mul(&s.g, &s.u), dy); // [T, F]
         let (dg, du) = ops.silu_mul_grad(&s.g, &s.u, &da);
-        self.gate.backward(ops, w, grads, x, &dg, dx);
-        self.up.backward(ops, w, grads, x, &du, dx);
+        let mut dx = self.gate.backward_new(ops, w, grads, x, &dg);
+        self.up.backward(ops, w, grads, x, &du, &mut dx);
+        dx
     }
 }
 

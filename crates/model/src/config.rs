@@ -6,14 +6,21 @@
 //! [`Config::from_json`], so that code which has a [`Config`] may multiply its sizes without overflow.
 
 mod error;
+mod inference;
 mod new;
+mod quantization;
 mod read;
+mod refused;
 mod rope;
 mod tensors;
 
 pub use error::ConfigError;
+pub use inference::{Translated, translate_inference_keys};
+pub use jevons_kernels::formats::ScaleFormat;
 pub use new::{Key, KeyDefault};
+pub use quantization::Quantization;
 pub(crate) use read::brief;
+pub(crate) use read::text_of;
 pub use tensors::TensorSpec;
 
 use std::path::Path;
@@ -213,6 +220,8 @@ pub struct Config {
     pub attention: Attention,
     /// `None` if all layers are dense by family.
     pub moe: Option<Moe>,
+    /// How weights are stored, `None` if as plain numbers.
+    pub quantization: Option<Quantization>,
     /// Token that starts a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a reply. config.json has one number or a list.
@@ -246,6 +255,11 @@ impl Config {
     /// which puts the path before the errors of [`Config::from_json`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         read::from_file(path.as_ref())
+    }
+
+    /// The text of a config.json and its keys, whatever they say.
+    pub(crate) fn keys_of_file(path: &Path) -> Result<(String, Map<String, Value>), ConfigError> {
+        read::keys_of_file(path)
     }
 
     /// Makes the config of a new model from the published keys; only the sizes must be given, [`Config::keys`] lists
@@ -291,7 +305,8 @@ impl Config {
     /// The form that inference takes unless told otherwise: absorbed where the expanded cache of the longest context would pass 4 GiB
     /// in bf16. It follows from the config alone, never from load.
     pub fn default_mla_form(&self) -> MlaForm {
-        let bytes = self.cache_numbers(MlaForm::Expanded) * 2 * self.max_position_embeddings as u64;
+        let per_token = 2 * self.cache_numbers(MlaForm::Expanded);
+        let bytes = per_token.saturating_mul(self.max_position_embeddings as u64);
         match self.attention {
             Attention::Mla { .. } if bytes > 4 << 30 => MlaForm::Absorbed,
             _ => MlaForm::Expanded,

@@ -1,9 +1,14 @@
 //! Config, parameters, checkpoint formats, and the layers strung together.
 #![forbid(unsafe_code)]
+pub mod account;
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
+pub mod doctor;
+pub mod inspect;
 mod model;
+mod random;
 
 pub use adapter::Adapter;
 pub use config::{Config, MlaForm};

@@ -3,9 +3,16 @@
 //! Inference ([`Model::extend`]), scoring ([`Model::score`]) and training ([`Model::forward_backward`]) run the same blocks on the
 //! same weights, so a token's log-probability has the same bits in all three.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    convert::Infallible,
+    ops::Range,
+    path::Path,
+};
 
-use jevons_kernels::{Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Ops, Scoring, Tensor};
+use jevons_kernels::{
+    AdamW, Dtype, GateShape, HeadShape, KvBlocks, LatentHeads, Matrix, Moments, Ops, Scoring, Tensor,
+};
 use jevons_layers::{
     self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
     Linear, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
@@ -66,6 +73,17 @@ pub enum ModelError {
     #[error("{0}")]
     Isa(String),
 }
+
+impl From<Infallible> for ModelError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// Numbers of a matrix that are read at a time, unless 16 rows have more.
+const PIECE: usize = 1 << 15;
+/// Numbers of a matrix after which pages are given back.
+const RELEASE: usize = 1 << 19;
 
 /// A model that runs. Cheap to share behind an `Arc`.
 pub struct Model {
@@ -212,12 +230,16 @@ impl Model {
         let config = if options.mtp { config } else { config.without_mtp() };
         let form = options.mla.unwrap_or_else(|| config.default_mla_form());
         let stored = if file.is_mostly_f32() { Precision::F32 } else { Precision::Bf16 };
-        Self::build(config, options.precision.unwrap_or(stored), form, |spec| {
-            let mut values = file.read_f32(&spec.name, &spec.shape)?;
-            if let Some(adapter) = options.adapter {
+        let precision = options.precision.unwrap_or(stored);
+        let changed: HashSet<&str> =
+            options.adapter.iter().flat_map(|adapter| adapter.targets().map(|(name, ..)| name)).collect();
+        Self::build(config, precision, form, |config, _, spec| match options.adapter {
+            Some(adapter) if changed.contains(spec.name.as_str()) => {
+                let mut values = file.read_f32(&spec.name, &spec.shape)?;
                 adapter.apply(spec, &mut values, Direction::Merge)?;
+                Ok::<_, ModelError>(param(config, precision, form, spec, &values))
             }
-            Ok::<_, ModelError>(values)
+            _ => Ok(stored_param(config, precision, form, spec, file)?),
         })
     }
 
@@ -234,14 +256,16 @@ impl Model {
     where
         ModelError: From<E>,
     {
-        Self::build(config, precision, MlaForm::Expanded, read)
+        Self::build(config, precision, MlaForm::Expanded, |config, _, spec| {
+            Ok(param(config, precision, MlaForm::Expanded, spec, &read(spec)?))
+        })
     }
 
-    fn build<E: Send>(
+    pub(crate) fn build<E: Send>(
         config: Config,
         precision: Precision,
         mla: MlaForm,
-        read: impl Fn(&TensorSpec) -> Result<Vec<f32>, E> + Sync,
+        read: impl Fn(&Config, ParamId, &TensorSpec) -> Result<Param, E> + Sync,
     ) -> Result<Self, ModelError>
     where
         ModelError: From<E>,
@@ -249,7 +273,7 @@ impl Model {
         let ops = Ops::new().map_err(ModelError::Isa)?;
         let specs = config.tensors();
         let params: Vec<Result<Param, E>> =
-            specs.par_iter().map(|s| Ok(param(&config, precision, mla, s, &read(s)?))).collect();
+            specs.par_iter().enumerate().map(|(i, spec)| read(&config, ParamId(i), spec)).collect();
         let weights = Weights::new(precision.dtype(), params.into_iter().collect::<Result<_, E>>()?);
         let ids: HashMap<&str, ParamId> =
             specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), ParamId(i))).collect();
@@ -322,6 +346,17 @@ impl Model {
         self.weights.set(id, param(&self.config, self.precision, self.mla, &self.specs[id.0], values));
     }
 
+    /// One AdamW step of a parameter's f32 values `p`, given their gradient and moments; its compute weights follow.
+    pub fn adamw(&mut self, id: ParamId, s: AdamW, p: &mut [f32], g: &[f32], m: &mut Moments, v: &mut Moments) {
+        match self.weights.matrix_mut(id) {
+            Some(w) => self.ops.adamw_matrix(s, p, g, m, v, w),
+            None => {
+                self.ops.adamw(s, p, g, m, v);
+                self.set(id, p);
+            }
+        }
+    }
+
     /// The id of layer `i`'s selection bias, if it has one; the layer of multi-token prediction comes after the last.
     pub fn gate_bias(&self, layer: usize) -> Option<ParamId> {
         let block = self.blocks.get(layer).or(self.mtp.as_ref().map(|m| &m.block))?;
@@ -344,6 +379,10 @@ impl Model {
     /// # Panics
     /// If a sequence has no new token, or a token lies outside the vocabulary.
     pub fn extend(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
+        among_workers(|| self.extend_here(batch))
+    }
+
+    fn extend_here(&self, batch: &mut [Extend<'_>]) -> Vec<Vec<f32>> {
         let h = self.hidden(batch);
         let mut row = 0;
         let last: Vec<u32> = batch
@@ -443,6 +482,15 @@ impl Model {
         batch: &MicroBatch<'_>,
         options: &PassOptions,
     ) -> Result<PassOutput, NonFinite> {
+        among_workers(|| self.forward_backward_here(grads, batch, options))
+    }
+
+    fn forward_backward_here(
+        &self,
+        grads: &mut Grads,
+        batch: &MicroBatch<'_>,
+        options: &PassOptions,
+    ) -> Result<PassOutput, NonFinite> {
         let (ops, w) = (&self.ops, &self.weights);
         assert_eq!(batch.tokens.len(), batch.targets.len());
         let rows = Batch::new(batch.lengths, &vec![0; batch.lengths.len()], &self.inv_freq, self.rope_factor);
@@ -528,9 +576,9 @@ fn check_finite(h: &Tensor, layer: usize) -> Result<(), NonFinite> {
 
 /// Compute form of a parameter. Gains and biases hold bf16 numbers where products are bf16, so that a run's model and its
 /// bf16 checkpoint are one; the selection bias stays f32.
-fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec, values: &[f32]) -> Param {
-    if let (MlaForm::Absorbed, config::Attention::Mla { kv_lora_rank, .. }) = (mla, &config.attention)
-        && spec.name.ends_with(".kv_b_proj.weight")
+pub(crate) fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec, values: &[f32]) -> Param {
+    if let config::Attention::Mla { kv_lora_rank, .. } = &config.attention
+        && is_absorbed(mla, spec)
     {
         return Param::LatentUp(LatentUp::new(precision.dtype(), values, latent_heads(config), *kv_lora_rank));
     }
@@ -541,6 +589,69 @@ fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &TensorSpec,
         }
         _ => Param::Vector(values.to_vec()),
     }
+}
+
+pub(crate) fn is_absorbed(mla: MlaForm, spec: &TensorSpec) -> bool {
+    mla == MlaForm::Absorbed && spec.name.ends_with(".kv_b_proj.weight")
+}
+
+/// The same from a checkpoint, piece by piece: no second copy of a matrix is made but of an absorbed one, and mapped pages are
+/// given back.
+fn stored_param(
+    config: &Config,
+    precision: Precision,
+    mla: MlaForm,
+    spec: &TensorSpec,
+    file: &Checkpoint<'_>,
+) -> Result<Param, CheckpointError> {
+    let stored = file.rows(&spec.name, &spec.shape)?;
+    let (n, k) = match spec.shape[..] {
+        [n, k] if !is_absorbed(mla, spec) => (n, k),
+        _ => return Ok(param(config, precision, mla, spec, &stored.read_all()?)),
+    };
+    let mut released = 0;
+    let mut release = |done: usize| {
+        if done == n || (done - released) * k >= RELEASE {
+            stored.release(released..done);
+            released = done;
+        }
+    };
+    if let (Precision::Bf16, Some(scales)) = (precision, stored.scales()) {
+        // The numbers are the same as expanded, in half the memory.
+        let mut matrix = Matrix::zeros_fp8(scales.to_vec(), n, k);
+        let rows = (PIECE / k.max(1)).next_multiple_of(16);
+        for first in (0..n).step_by(rows) {
+            let end = n.min(first + rows);
+            matrix.set_codes(first, stored.codes(first..end)?);
+            release(end);
+        }
+        return Ok(Param::Matrix(matrix));
+    }
+    let matrix = matrix_in_pieces(precision, n, k, |rows, piece| {
+        stored.read(rows.clone(), piece)?;
+        release(rows.end);
+        Ok::<_, CheckpointError>(())
+    });
+    Ok(Param::Matrix(matrix?))
+}
+
+/// A packed matrix `[n, k]` whose rows `read` gives as f32, some at a time, row-major.
+pub(crate) fn matrix_in_pieces<E>(
+    precision: Precision,
+    n: usize,
+    k: usize,
+    mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<Matrix, E> {
+    let mut matrix = Matrix::zeros(precision.dtype(), n, k);
+    let rows = (PIECE / k.max(1)).next_multiple_of(16);
+    let mut piece = vec![0.0; rows.min(n) * k];
+    for first in (0..n).step_by(rows) {
+        let end = n.min(first + rows);
+        let piece = &mut piece[..(end - first) * k];
+        read(first..end, piece)?;
+        matrix.set_rows(first, piece);
+    }
+    Ok(matrix)
 }
 
 /// # Panics
@@ -670,4 +781,9 @@ impl Names<'_> {
             shared: (moe.n_shared_experts > 0).then(|| self.swiglu(&format!("{name}.shared_experts"))),
         }
     }
+}
+
+/// Runs on a worker of the thread pool: what it then shares with the others costs a fraction of what sharing from outside does.
+fn among_workers<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
 }

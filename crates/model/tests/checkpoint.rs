@@ -177,14 +177,175 @@ fn a_missing_tensor_another_shape_and_another_format_have_messages_of_their_own(
     assert_eq!(error("w", &[6]), format!("{path}: `w` is [2, 3], config.json asks [6]; is it another model's?"));
     assert_eq!(
         error("int", &[1]),
-        format!("{path}: `int` is stored as I64, expected BF16, F16 or F32; is it another model's?")
+        format!(
+            "{path}: `int` is stored as I64, expected BF16, F16, F32, or for a matrix F8_E4M3 with scales; is it another model's?"
+        )
     );
     assert_eq!(
         error("fp8", &[2]),
         format!(
-            "{path}: `fp8` is stored as F8_E4M3, expected BF16, F16 or F32; FP8 checkpoints are not supported yet, use the model's BF16 conversion"
+            "{path}: `fp8` is stored as F8_E4M3, expected BF16, F16, F32, or for a matrix F8_E4M3 with scales; is it another model's?"
         )
     );
+}
+
+// Block FP8.
+
+/// A weight of 130 × 257 codes, and scales 1 to 6.
+const WEIGHT: &[usize] = &[130, 257];
+
+fn fp8(scales: (StoredDtype, &[usize], Vec<u8>)) -> Vec<u8> {
+    let codes = (0..130 * 257).map(|i| (i % 127) as u8).collect();
+    written(&[("w", StoredDtype::F8_E4M3, WEIGHT, codes), ("w_scale_inv", scales.0, scales.1, scales.2)])
+}
+
+fn six(dtype: StoredDtype) -> Vec<u8> {
+    let values = [1.0_f32, 2.0, 4.0, 0.5, 0.25, 0.125];
+    match dtype {
+        StoredDtype::F32 => le(&values, f32::to_le_bytes),
+        StoredDtype::BF16 => le(&values, |x| half::bf16::from_f32(x).to_le_bytes()),
+        _ => vec![127, 128, 129, 126, 125, 124],
+    }
+}
+
+#[test]
+fn fp8_is_code_times_the_scale_of_its_block_whatever_the_scale_is_stored_as() {
+    use jevons_kernels::formats::from_e4m3;
+    for dtype in [StoredDtype::F32, StoredDtype::BF16, StoredDtype::F8_E8M0, StoredDtype::U8] {
+        let bytes = fp8((dtype, &[2, 3], six(dtype)));
+        let checkpoint = Checkpoint::from_bytes(&bytes).unwrap();
+        let all = checkpoint.read_f32("w", WEIGHT).unwrap();
+        for (row, col, scale) in [
+            (0, 0, 1.0),
+            (127, 127, 1.0),
+            (0, 128, 2.0),
+            (127, 255, 2.0),
+            (5, 256, 4.0),
+            (128, 127, 0.5),
+            (129, 128, 0.25),
+            (129, 256, 0.125),
+        ] {
+            let at = row * 257 + col;
+            assert_eq!(all[at], from_e4m3((at % 127) as u8) * scale, "{dtype} {row} {col}");
+        }
+        // In pieces the same, however they are cut.
+        let rows = checkpoint.rows("w", WEIGHT).unwrap();
+        assert_eq!((rows.rows(), rows.cols()), (130, 257));
+        let mut part = vec![0.0; 3 * 257];
+        rows.read(126..129, &mut part).unwrap();
+        assert_eq!(part, all[126 * 257..129 * 257]);
+        for (first, len) in [(0, 257), (100, 100), (127, 2), (256, 1), (257, 0)] {
+            let mut part = vec![0.0; len];
+            rows.read_part(129, first, &mut part).unwrap();
+            assert_eq!(part, all[129 * 257 + first..][..len]);
+        }
+        let rounded = checkpoint.read_bf16("w", WEIGHT).unwrap();
+        assert!(rounded.iter().zip(&all).all(|(r, x)| *r == half::bf16::from_f32(*x)));
+    }
+}
+
+#[test]
+fn a_weight_and_its_scales_may_lie_in_different_shards() {
+    let dir = tempdir().unwrap();
+    let index = r#"{"weight_map": {"w": "b.safetensors", "w_scale_inv": "a.safetensors"}}"#;
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let scales = ("w_scale_inv", StoredDtype::F32, &[1, 1][..], 0.5_f32.to_le_bytes().to_vec());
+    fs::write(dir.path().join("a.safetensors"), written(&[scales])).unwrap();
+    fs::write(dir.path().join("b.safetensors"), written(&[("w", StoredDtype::F8_E4M3, &[1, 2], vec![0x38, 0xb8])]))
+        .unwrap();
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().read_f32("w", &[1, 2]).unwrap(), [0.5, -0.5]);
+    fs::write(dir.path().join("model.safetensors.index.json"), r#"{"weight_map": {"w": "b.safetensors"}}"#).unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap().read_f32("w", &[1, 2]).unwrap_err().to_string();
+    let path = dir.path().join("b.safetensors");
+    assert_eq!(
+        error,
+        format!(
+            "{}: `w` is stored as F8_E4M3, but no file of the checkpoint has its scales, `w_scale_inv`; is a shard missing?",
+            path.display()
+        )
+    );
+}
+
+#[test]
+fn hostile_fp8_is_refused_each_for_its_reason() {
+    let (f32, one) = (StoredDtype::F32, 1.0_f32);
+    let with = |bad: f32| le(&[one, one, bad, one, one, one], f32::to_le_bytes);
+    let scales = "`w_scale_inv` has a value of";
+    for (file, words) in [
+        (
+            written(&[("w", StoredDtype::F8_E4M3, WEIGHT, vec![0; 130 * 257])]),
+            "no file of the checkpoint has its scales",
+        ),
+        (
+            fp8((f32, &[3, 2], six(f32))),
+            "`w_scale_inv` is [3, 2], expected [2, 3], a scale for each block of 128 × 128",
+        ),
+        (fp8((f32, &[6], six(f32))), "`w_scale_inv` is [6], expected [2, 3]"),
+        (fp8((f32, &[1, 1], six(f32)[..4].to_vec())), "`w_scale_inv` is [1, 1], expected [2, 3]"),
+        (fp8((f32, &[130, 3], vec![0; 1560])), "`w_scale_inv` is [130, 3], expected [2, 3]"),
+        (fp8((f32, &[], vec![0; 4])), "`w_scale_inv` is [], expected [2, 3]"),
+        (
+            fp8((StoredDtype::F64, &[2, 3], vec![0; 48])),
+            "`w_scale_inv` is stored as F64, expected F32, BF16 or F8_E8M0",
+        ),
+        (
+            fp8((StoredDtype::F16, &[2, 3], vec![0; 12])),
+            "`w_scale_inv` is stored as F16, expected F32, BF16 or F8_E8M0",
+        ),
+        (fp8((StoredDtype::F8_E4M3, &[2, 3], vec![56; 6])), "`w_scale_inv` is stored as F8_E4M3, expected F32"),
+        (fp8((StoredDtype::I32, &[2, 3], vec![0; 24])), "`w_scale_inv` is stored as I32, expected F32"),
+        (fp8((f32, &[2, 3], with(f32::NAN))), &format!("{scales} NaN, expected scales above 0")),
+        (fp8((f32, &[2, 3], with(0.0))), &format!("{scales} 0, expected scales above 0")),
+        (fp8((f32, &[2, 3], with(-1.0))), &format!("{scales} -1, expected scales above 0")),
+        (fp8((f32, &[2, 3], with(f32::INFINITY))), &format!("{scales} inf, expected scales above 0")),
+        (fp8((f32, &[2, 3], with(f32::NEG_INFINITY))), &format!("{scales} -inf, expected scales above 0")),
+        (fp8((f32, &[2, 3], with(2e36))), &format!("{scales} 2000000000000000000000000000000000000, expected")),
+        (
+            fp8((StoredDtype::F8_E8M0, &[2, 3], vec![127, 0, 1, 255, 9, 9])),
+            &format!("{scales} NaN, expected scales above 0"),
+        ),
+        (fp8((StoredDtype::F8_E8M0, &[2, 3], vec![254; 6])), "expected scales above 0 and at most 2^119"),
+    ] {
+        let checkpoint = Checkpoint::from_bytes(&file).unwrap();
+        let error = checkpoint.read_f32("w", WEIGHT).expect_err("accepted").to_string();
+        assert!(error.starts_with("<memory>: ") && error.contains(words), "{words}: {error}");
+        assert!(checkpoint.rows("w", WEIGHT).is_err(), "{words}");
+    }
+    for code in [0x7f, 0xff] {
+        let mut codes = vec![0; 130 * 257];
+        codes[129 * 257 + 200] = code;
+        let scales = ("w_scale_inv", f32, &[2, 3][..], six(f32));
+        let file = written(&[("w", StoredDtype::F8_E4M3, WEIGHT, codes), scales]);
+        let error = Checkpoint::from_bytes(&file).unwrap().read_f32("w", WEIGHT).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("`w` has a value of NaN (code {code:#04x}) in row 129, column 200")),
+            "{error}"
+        );
+    }
+    // FP8 that is no matrix, and other formats of eight bits.
+    for (dtype, shape, words) in [
+        (StoredDtype::F8_E4M3, &[6][..], "or for a matrix F8_E4M3 with scales"),
+        (StoredDtype::F8_E4M3, &[1, 2, 3], "or for a matrix F8_E4M3 with scales"),
+        (StoredDtype::F8_E5M2, &[2, 3], "this quantisation is not supported"),
+        (StoredDtype::F8_E4M3FNUZ, &[2, 3], "this quantisation is not supported"),
+        (StoredDtype::I8, &[2, 3], "this quantisation is not supported"),
+    ] {
+        let scales = ("w_scale_inv", f32, &[1, 1][..], one.to_le_bytes().to_vec());
+        let file = written(&[("w", dtype, shape, vec![0; 6]), scales]);
+        let error = Checkpoint::from_bytes(&file).unwrap().read_f32("w", shape).unwrap_err().to_string();
+        assert!(error.contains(&format!("`w` is stored as {dtype}")) && error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn scales_are_expected_beside_fp8_only() {
+    let case = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/parity/v3-fp8-odd");
+    let config = Config::from_file(Path::new(case).join("config.json")).unwrap();
+    assert_eq!(Checkpoint::open(case).unwrap().unexpected(&config), [""; 0]);
+    let scale = "model.layers.0.self_attn.o_proj.weight_scale_inv";
+    let weight = ("model.layers.0.self_attn.o_proj.weight", StoredDtype::BF16, &[1][..], vec![0; 2]);
+    let file = written(&[weight, (scale, StoredDtype::F32, &[1], vec![0; 4])]);
+    assert_eq!(Checkpoint::from_bytes(&file).unwrap().unexpected(&config), [scale]);
 }
 
 // Folders and shards.
@@ -275,6 +436,7 @@ fn an_index_cannot_reach_out_of_its_folder() {
         "..",
         ".safetensors",
         "one.bin",
+        "model.safetensors.index.json",
         "one.safetensors\u{0}",
         "a\nb.safetensors",
     ] {
@@ -282,6 +444,20 @@ fn an_index_cannot_reach_out_of_its_folder() {
         let error = shards_error(&index);
         assert!(error.starts_with("model.safetensors.index.json: the index names the file "), "{name:?}: {error}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_index_that_leads_in_a_circle_is_an_error() {
+    let dir = shards(r#"{"weight_map": {"a": "loop.safetensors"}}"#);
+    std::os::unix::fs::symlink("loop.safetensors", dir.path().join("loop.safetensors")).unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("loop.safetensors: cannot read the checkpoint: "), "{error}");
+    let index = dir.path().join("model.safetensors.index.json");
+    fs::remove_file(dir.path().join("loop.safetensors")).unwrap();
+    std::os::unix::fs::symlink(&index, dir.path().join("loop.safetensors")).unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("loop.safetensors: not a valid safetensors file"), "{error}");
 }
 
 #[test]
@@ -329,6 +505,14 @@ fn hostile_headers_are_refused_each_for_its_reason() {
             "`x` has the impossible shape [4294967296, 4294967296]",
         ),
         (file(&tensor("F32", "[0]", "[18446744073709551615,18446744073709551615]"), b""), "the file is cut off"),
+        (
+            file(&tensor("U8", "[9223372036854775808]", "[0,9223372036854775808]"), b"x"),
+            "`x` has the impossible shape [9223372036854775808]",
+        ),
+        (
+            file(&tensor("F8_E4M3", "[1073741824,1073741824]", "[0,1152921504606846976]"), b"x"),
+            "the file is cut off: it has",
+        ),
         (file(&tensor("F32", "[-1]", "[0,4]"), &[0; 4]), "tensor `x`: invalid value: integer `-1`"),
         (file(&tensor("F32", "[1.5]", "[0,4]"), &[0; 4]), "tensor `x`: invalid type: floating point `1.5`"),
         (
@@ -416,7 +600,7 @@ fn agrees_with_the_reference(bytes: &[u8]) -> Result<(), TestCaseError> {
     for view in ours.tensors() {
         let other = theirs.tensor(view.name).unwrap();
         prop_assert_eq!((view.dtype, view.shape, view.bytes), (other.dtype(), other.shape(), other.data()));
-        let _ = (view.to_f32(), view.to_bf16(), view.to_i64());
+        let _ = (view.to_f32(), ours.read_f32(view.name, view.shape), view.to_i64());
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jevons_model::{
     Config,
-    config::{Attention, ConfigError, Family, KeyDefault, RopeScaling},
+    config::{Attention, ConfigError, Family, KeyDefault, Quantization, RopeScaling, ScaleFormat},
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -20,13 +20,6 @@ fn keys(name: &str) -> Map<String, Value> {
 
 fn read(keys: &Map<String, Value>) -> Result<Config, ConfigError> {
     Config::from_json(&Value::Object(keys.clone()).to_string())
-}
-
-/// A published config whose published weights are FP8, as its BF16 conversion has it.
-fn bf16(name: &str) -> Config {
-    let mut keys = keys(name);
-    keys.remove("quantization_config").unwrap();
-    read(&keys).unwrap()
 }
 
 /// The message for the small reference model's config with these keys changed; `null` stays `null`.
@@ -49,7 +42,7 @@ fn error(name: &str, changes: Value) -> String {
 #[test]
 fn deepseek_v3_and_r1_have_671_billion_parameters_of_which_37_and_a_half_run() {
     for name in ["DeepSeek-V3.json", "DeepSeek-R1.json"] {
-        let config = bf16(name);
+        let config = Config::from_file(path(name)).unwrap();
         // Shapes of the technical report, multiplied out by hand: `reference/deepseek.md` 1.6.
         let mla = 1536 * 7168 + 1536 + 24_576 * 1536 + 576 * 7168 + 512 + 32_768 * 512 + 7168 * 16_384;
         let (expert, dense) = (3 * 2048 * 7168, 3 * 18_432 * 7168);
@@ -90,7 +83,7 @@ fn llama_and_deepseek_v2_have_their_published_counts_and_no_selection_bias() {
 
 #[test]
 fn multi_token_prediction_is_a_layer_of_its_own_that_inference_drops() {
-    let config = bf16("DeepSeek-V3.json");
+    let config = Config::from_file(path("DeepSeek-V3.json")).unwrap();
     assert_eq!(config.num_nextn_predict_layers, 1);
     let own: Vec<_> = config.tensors().into_iter().filter(|t| t.name.starts_with("model.layers.61.")).collect();
     // Reference notes, 1.6: 11.6 B of its own.
@@ -141,7 +134,7 @@ fn llama3_rope_keeps_fast_pairs_slows_slow_ones_and_ramps_between() {
 
 #[test]
 fn kimi_k2_is_the_same_layout_with_a_trillion_parameters_of_which_32_billion_run() {
-    let config = bf16("Kimi-K2-Instruct.json");
+    let config = Config::from_file(path("Kimi-K2-Instruct.json")).unwrap();
     assert_eq!(config.family, Family::DeepseekV3);
     assert_eq!(config.total_parameters() / 1_000_000_000, 1026, "published: 1 T");
     assert_eq!(config.active_parameters() / 1_000_000_000, 32, "published: 32 B");
@@ -260,7 +253,7 @@ fn rope_is_what_transformers_makes_of_the_same_keys() {
 
 #[test]
 fn the_softmax_scale_of_deepseek_v3_is_the_one_of_the_reference_notes() {
-    assert!((bf16("DeepSeek-V3.json").softmax_scale() - 0.135_233_8).abs() < 5e-8);
+    assert!((Config::from_file(path("DeepSeek-V3.json")).unwrap().softmax_scale() - 0.135_233_8).abs() < 5e-8);
     assert!(
         (Config::from_file(path("parity-deepseek-v3.json")).unwrap().softmax_scale() - 48_f64.sqrt().recip()).abs()
             < 1e-16
@@ -371,15 +364,54 @@ fn other_families_are_refused_by_name() {
 }
 
 #[test]
-fn quantised_checkpoints_are_refused() {
-    assert!(Config::from_file(path("DeepSeek-V3.json")).unwrap_err().to_string().ends_with(
-        "`quantization_config` says \"fp8\": FP8 checkpoints are not supported yet; use the model's BF16 conversion (its config.json has no `quantization_config`)"
-    ));
+fn block_fp8_as_published_is_understood() {
+    for (name, scale_format) in [("DeepSeek-V3.json", ScaleFormat::F32), ("Kimi-K2-Instruct.json", ScaleFormat::F32)] {
+        let quantization = Config::from_file(path(name)).unwrap().quantization.unwrap();
+        assert_eq!(quantization, Quantization { scale_format });
+        let mut keys = keys(name);
+        keys.insert("quantization_config".into(), quantization.to_json());
+        assert_eq!(read(&keys).unwrap().quantization, Some(quantization));
+    }
+    let ue8m0 = Quantization { scale_format: ScaleFormat::Ue8m0 };
+    let mut keys = keys("DeepSeek-V3.json");
+    keys["quantization_config"]["scale_fmt"] = "ue8m0".into();
+    assert_eq!(read(&keys).unwrap().quantization, Some(ue8m0));
+    assert_eq!(ue8m0.to_json(), keys["quantization_config"]);
+    keys.insert("quantization_config".into(), Value::Null);
+    assert_eq!(read(&keys).unwrap().quantization, None);
+}
+
+#[test]
+fn other_quantisations_are_refused_with_the_reason() {
+    let fp8 = |key: &str, value: Value| {
+        let mut table = Quantization { scale_format: ScaleFormat::F32 }.to_json();
+        table[key] = value;
+        error_v3(json!({ "quantization_config": table }))
+    };
     assert_eq!(
         error_qwen2(json!({"quantization_config": {"quant_method": "gptq", "bits": 4}})),
-        "`quantization_config.quant_method` is \"gptq\", which is not supported; supported: none (weights in BF16, F16 or F32)"
+        "`quantization_config.quant_method` is \"gptq\", which is not supported; supported: fp8 (in blocks of 128 × 128), and none (weights in BF16, F16 or F32)"
     );
     assert!(error_qwen2(json!({"quantization_config": 8})).starts_with("`quantization_config.quant_method` is 8,"));
+    assert!(error_qwen2(json!({"quantization_config": {}})).starts_with("`quantization_config.quant_method` is {},"));
+    assert_eq!(
+        fp8("weight_block_size", json!([64, 128])),
+        "`quantization_config.weight_block_size` is [64,128], which is not supported; supported: [128, 128] (one scale for each block of the weight)"
+    );
+    for (key, value) in [
+        ("weight_block_size", Value::Null),
+        ("weight_block_size", json!([128])),
+        ("weight_block_size", json!([128, 128, 1])),
+        ("weight_block_size", json!([-128, 128.0])),
+        ("weight_block_size", json!("128")),
+        ("fmt", json!("e5m2")),
+        ("activation_scheme", json!("static")),
+        ("scale_fmt", json!("e4m3")),
+        ("quant_method", json!(["fp8"])),
+    ] {
+        let error = fp8(key, value.clone());
+        assert!(error.starts_with(&format!("`quantization_config.{key}` is {value}, which is not")), "{error}");
+    }
 }
 
 #[test]

@@ -104,9 +104,12 @@ impl Write for Writer {
     }
 }
 
-/// A rename is safe from a power cut only when its folder is on the disk.
+/// Waits until the disk knows the folder of `file`: a rename is safe from a power cut only then.
+///
+/// # Errors
+/// Whatever the system says.
 #[cfg(unix)]
-fn sync_folder(file: &Path) -> io::Result<()> {
+pub fn sync_folder(file: &Path) -> io::Result<()> {
     let folder = match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -118,8 +121,12 @@ fn sync_folder(file: &Path) -> io::Result<()> {
     }
 }
 
+/// Other systems than Unix have no such thing.
+///
+/// # Errors
+/// None.
 #[cfg(not(unix))]
-fn sync_folder(_file: &Path) -> io::Result<()> {
+pub fn sync_folder(_file: &Path) -> io::Result<()> {
     Ok(())
 }
 

@@ -1,6 +1,14 @@
 //! Read-only memory map of a file.
 
-use std::{fs::File, io, ops::Deref, path::Path};
+use std::{
+    fs::File,
+    io,
+    ops::{Deref, Range},
+    path::Path,
+};
+
+/// The largest block that Linux caches files in.
+const BLOCK: usize = 2 << 20;
 
 /// The bytes of a file, read by the system as they are touched.
 ///
@@ -35,6 +43,27 @@ impl MappedFile {
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Self { map: Some(map) })
     }
+
+    /// Tells the system that these bytes will not be read again soon: they no longer count as memory of this process. They can
+    /// still be read, from the system's cache or the disk. Elsewhere than on Unix this does nothing.
+    ///
+    /// Up to 2 MiB more go on either side: a touch of one page maps all of the block that the system cached it in, what was
+    /// released before included.
+    ///
+    /// # Panics
+    /// If the range does not lie in the file.
+    pub fn release(&self, bytes: Range<usize>) {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len());
+        #[cfg_attr(not(unix), allow(unused_variables))]
+        let (begin, end) = (bytes.start / BLOCK * BLOCK, bytes.end.next_multiple_of(BLOCK).min(self.len()));
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: the advice drops the pages from this process's tables. The map is shared, read-only and of a file, so the
+            // next read of a dropped page finds the file's bytes again: no slice borrowed from the map sees a change.
+            let advice = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, begin, end - begin) };
+            drop(advice); // Where it fails nothing is lost but memory.
+        }
+    }
 }
 
 impl Deref for MappedFile {
@@ -68,6 +97,45 @@ mod tests {
         let path = dir.path().join("f");
         std::fs::write(&path, b"").unwrap();
         assert_eq!(&*MappedFile::open(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn released_bytes_are_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        for range in [0..400_000, 5000..5001, 4095..300_000, 400_000..400_000] {
+            map.release(range);
+            assert_eq!(&*map, &bytes[..]);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn released_bytes_are_no_memory_of_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, vec![1; 64 << 20]).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let ours = text.split_once(path.to_str().unwrap()).unwrap().1;
+            let line = ours.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        };
+        let sum: u64 = map.iter().map(|b| u64::from(*b)).sum();
+        assert_eq!((sum, resident()), (64 << 20, 64 << 20));
+        map.release(1 << 20..61 << 20);
+        assert_eq!(resident(), 2 << 20);
+        // Piece by piece, though each touch may map what was released before.
+        for begin in (0..64 << 20).step_by(100_000) {
+            let end = (64 << 20).min(begin + 100_000);
+            assert!(map[begin..end].iter().all(|b| *b == 1));
+            map.release(begin..end);
+        }
+        assert_eq!(resident(), 0);
     }
 
     #[test]

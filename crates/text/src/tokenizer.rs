@@ -1,14 +1,18 @@
 //! A tokenizer.json, read and written through the `tokenizers` crate, which stays hidden behind [`Tokenizer`].
 
 use std::{
-    fs, io,
+    collections::{HashMap, HashSet},
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{AddedToken, Tokenizer as Inner};
 
-/// Largest tokenizer.json that is read; the largest published ones have 20 MB.
-const MAX_BYTES: u64 = 256 << 20;
+use crate::{Origin, Prompt};
+
+/// Largest tokenizer.json that is read; the largest published ones have 35 MB, and reading takes some ten times that in memory.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +25,8 @@ pub enum TokenizerError {
         /// What the system says.
         error: io::Error,
     },
-    /// It is no tokenizer.json.
-    #[error("{origin}: not a tokenizer.json: {what}; expected the file that is published beside a model")]
+    /// It is no tokenizer.json, or no vocabulary of the format that was asked for.
+    #[error("{origin}: not a tokenizer: {what}; expected the file that is published beside a model")]
     Format {
         /// The file, or that it came from memory.
         origin: String,
@@ -38,11 +42,30 @@ pub enum TokenizerError {
 }
 
 /// Text to token ids and back.
+///
+/// A *control token* is an added token that text must not be able to name: one that the file marks as special, or whose spelling is
+/// markup (in `<>` or `[]`, or with DeepSeek's `｜`). DeepSeek-R1, for example, does not mark `<｜User｜>` as special. Other added
+/// tokens, such as the `ü` of DeepSeek LLM, are ordinary text.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Inner,
-    /// The same without its special tokens, so that text cannot name them.
+    /// The same without its control tokens, so that text cannot name them.
     plain: Inner,
+    /// Whether each character of a token is one byte.
+    byte_level: bool,
+    added: HashMap<u32, AddedToken>,
+    /// Control tokens by their text.
+    control: HashMap<String, u32>,
+    /// Their lengths in bytes, the longest first, and the characters that they begin with.
+    control_lengths: Vec<usize>,
+    control_starts: Vec<char>,
+    /// Added tokens that the decoder would take for something else.
+    verbatim: HashSet<u32>,
+}
+
+fn is_control(token: &AddedToken) -> bool {
+    let within = |a, b| token.content.starts_with(a) && token.content.ends_with(b);
+    token.special || within('<', '>') || within('[', ']') || token.content.contains('｜')
 }
 
 impl Tokenizer {
@@ -53,12 +76,13 @@ impl Tokenizer {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
         let file = |error| TokenizerError::File { path: path.into(), error };
-        let size = fs::metadata(path).map_err(file)?.len();
-        if size > MAX_BYTES {
-            let what = format!("it has {size} bytes, more than the {MAX_BYTES} that any tokenizer needs");
+        let mut bytes = Vec::new();
+        fs::File::open(path).map_err(file)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(file)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            let what = format!("it has more than the {MAX_BYTES} bytes that any tokenizer needs");
             return Err(TokenizerError::Format { origin: path.display().to_string(), what });
         }
-        Self::parse(&fs::read(path).map_err(file)?, &path.display().to_string())
+        Self::parse(&bytes, &path.display().to_string())
     }
 
     /// From the bytes of a tokenizer.json.
@@ -71,15 +95,48 @@ impl Tokenizer {
 
     fn parse(bytes: &[u8], origin: &str) -> Result<Self, TokenizerError> {
         let format = |what: String| TokenizerError::Format { origin: origin.to_owned(), what };
-        let inner = Inner::from_bytes(bytes).map_err(|e| format(e.to_string()))?;
+        // The library takes broken JSON inside a decoder, down to a string's bytes and escapes, and a broken table of a
+        // normalizer, for its own mistake and panics.
         let mut json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| format(e.to_string()))?;
-        if let Some(tokens) = json.get_mut("added_tokens").and_then(|t| t.as_array_mut()) {
-            tokens.retain(|t| t["special"] != true);
-        }
-        // A template processor adds special tokens by id and refuses to load without them.
-        json["post_processor"] = serde_json::Value::Null;
-        let plain = Inner::from_bytes(json.to_string()).map_err(|e| format(e.to_string()))?;
-        Ok(Self { inner, plain })
+        let inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
+            .map_err(|_| format("one of its parts cannot be read".into()))?
+            .map_err(|e| format(e.to_string()))?;
+        let added: HashMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
+        let kept: Vec<(u32, &AddedToken)> =
+            added.iter().filter(|(_, t)| !is_control(t)).map(|(id, t)| (*id, t)).collect();
+        let plain = if kept.is_empty() {
+            let mut plain = Inner::new(inner.get_model().clone());
+            plain.with_normalizer(inner.get_normalizer().cloned()).map_err(|e| format(e.to_string()))?;
+            plain.with_pre_tokenizer(inner.get_pre_tokenizer().cloned());
+            plain.with_decoder(inner.get_decoder().cloned());
+            plain
+        } else {
+            if let Some(tokens) = json["added_tokens"].as_array_mut() {
+                tokens.retain(|t| kept.iter().any(|(_, k)| t["content"] == *k.content));
+            }
+            // Without the others they would get other ids, unless the vocabulary says which.
+            if let Some(vocab) = json["model"]["vocab"].as_object_mut() {
+                for (id, token) in &kept {
+                    vocab.insert(token.content.clone(), (*id).into());
+                }
+            }
+            // A template processor adds special tokens by id and refuses to load without them.
+            json["post_processor"] = serde_json::Value::Null;
+            Inner::from_bytes(json.to_string()).map_err(|e| format(e.to_string()))?
+        };
+        let control: HashMap<String, u32> =
+            added.iter().filter(|(_, t)| is_control(t)).map(|(id, t)| (t.content.clone(), *id)).collect();
+        let mangled = |id: u32, t: &AddedToken| inner.decode(&[id], false).map_or(true, |text| text != t.content);
+        let verbatim = added.iter().filter(|(id, t)| mangled(**id, t)).map(|(id, _)| *id).collect();
+        let mut control_lengths: Vec<usize> = control.keys().map(String::len).collect();
+        control_lengths.sort_unstable_by(|a, b| b.cmp(a));
+        control_lengths.dedup();
+        let mut control_starts: Vec<char> = control.keys().filter_map(|t| t.chars().next()).collect();
+        control_starts.sort_unstable();
+        control_starts.dedup();
+        let decoder = inner.get_decoder().map(serde_json::to_string);
+        let byte_level = matches!(decoder, Some(Ok(json)) if json.contains("\"ByteLevel\""));
+        Ok(Self { inner, plain, byte_level, added, control, control_lengths, control_starts, verbatim })
     }
 
     /// Ids of a rendered template: special tokens in the text are taken as such. Adds none by itself.
@@ -90,7 +147,66 @@ impl Tokenizer {
         run(&self.inner, text)
     }
 
-    /// Ids of text in which special tokens have no meaning.
+    /// Ids of a rendered conversation. What the template wrote may name control tokens, what messages say may not: there
+    /// `<｜User｜>` is eight characters and nothing else. An assistant's own `<think>` and `</think>` stay control tokens, because
+    /// that is what it said. Adds none by itself.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Run`].
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, TokenizerError> {
+        let text = prompt.as_str();
+        let mut named = vec![];
+        let mut forged = false;
+        let mut at = 0;
+        while let Some(start) = text[at..].find(|c| self.control_starts.contains(&c)).map(|i| at + i) {
+            let longest = self.control_lengths.iter().find_map(|len| {
+                let token = text.get(start..start + len)?;
+                let id = *self.control.get(token)?;
+                let thought = matches!(token, "<think>" | "</think>");
+                match prompt.origin(start..start + len) {
+                    Origin::Template => Some((*len, id)),
+                    Origin::Assistant if thought => Some((*len, id)),
+                    _ => {
+                        forged = true;
+                        None
+                    }
+                }
+            });
+            at = start + longest.map_or_else(|| text[start..].chars().next().map_or(1, char::len_utf8), |(len, _)| len);
+            named.extend(longest.map(|(len, id)| (start..start + len, id)));
+        }
+        if !forged {
+            let ids = self.encode(text)?;
+            // A normalizer may make control tokens of text that spells none.
+            let control = ids.iter().copied().filter(|id| self.is_control(*id));
+            if control.eq(named.iter().map(|(_, id)| *id)) {
+                return Ok(ids);
+            }
+        }
+        let mut ids = vec![];
+        let mut done = 0;
+        for (range, id) in named {
+            self.push_ordinary(&mut ids, &text[done..range.start])?;
+            ids.push(id);
+            done = range.end;
+        }
+        self.push_ordinary(&mut ids, &text[done..])?;
+        Ok(ids)
+    }
+
+    fn push_ordinary(&self, ids: &mut Vec<u32>, text: &str) -> Result<(), TokenizerError> {
+        let more = self.encode_ordinary(text)?;
+        if let Some(id) = more.iter().find(|id| self.is_control(**id)) {
+            let token = self.id_to_token(*id).unwrap_or_default();
+            let what =
+                format!("it makes the control token {token:?} of ordinary text, so that a message could forge it");
+            return Err(TokenizerError::Run(what));
+        }
+        ids.extend(more);
+        Ok(())
+    }
+
+    /// Ids of text in which control tokens have no meaning.
     ///
     /// # Errors
     /// [`TokenizerError::Run`].
@@ -100,12 +216,25 @@ impl Tokenizer {
 
     /// Text of ids, special tokens included; ids outside the vocabulary give nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
-        self.inner.decode(ids, false).unwrap_or_default()
+        self.decode_with(ids, false)
     }
 
     /// Text of ids without special tokens.
     pub fn decode_skip_special(&self, ids: &[u32]) -> String {
-        self.inner.decode(ids, true).unwrap_or_default()
+        self.decode_with(ids, true)
+    }
+
+    fn decode_with(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut text = String::new();
+        for run in ids.chunk_by(|a, b| !self.verbatim.contains(a) && !self.verbatim.contains(b)) {
+            match run {
+                [id] if self.verbatim.contains(id) => {
+                    text += self.added.get(id).filter(|t| !(skip_special && t.special)).map_or("", |t| &t.content);
+                }
+                _ => text += &self.inner.decode(run, skip_special).unwrap_or_default(),
+            }
+        }
+        text
     }
 
     /// Id of a token.
@@ -120,7 +249,12 @@ impl Tokenizer {
 
     /// Whether an id is a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+        self.added.get(&id).is_some_and(|t| t.special)
+    }
+
+    /// Whether an id is a control token: see [`Tokenizer`].
+    pub fn is_control(&self, id: u32) -> bool {
+        self.added.get(&id).is_some_and(is_control)
     }
 
     /// Largest id plus one.
@@ -130,10 +264,14 @@ impl Tokenizer {
 
     /// Bytes of text that an id stands for; special tokens have none.
     pub fn byte_len(&self, id: u32) -> usize {
-        match self.id_to_token(id) {
-            // In a byte-level vocabulary each character of a token is one byte.
-            Some(token) if !self.is_special(id) => token.chars().count(),
-            _ => 0,
+        match (self.added.get(&id), self.id_to_token(id)) {
+            (Some(added), _) if added.special => 0,
+            (Some(added), _) => added.content.len(),
+            (None, Some(token)) if self.byte_level => token.chars().count(),
+            // `<0x0A>` stands for a byte, `▁` for a space.
+            (None, Some(token)) if is_byte(&token) => 1,
+            (None, Some(token)) => token.replace('▁', " ").len(),
+            (None, None) => 0,
         }
     }
 
@@ -153,6 +291,10 @@ impl Tokenizer {
     }
 }
 
+fn is_byte(token: &str) -> bool {
+    token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).is_some_and(|t| u8::from_str_radix(t, 16).is_ok())
+}
+
 fn run(inner: &Inner, text: &str) -> Result<Vec<u32>, TokenizerError> {
     Ok(inner.encode_fast(text, false).map_err(|e| TokenizerError::Run(e.to_string()))?.get_ids().to_vec())
 }
@@ -163,6 +305,8 @@ fn run(inner: &Inner, text: &str) -> Result<Vec<u32>, TokenizerError> {
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
+    /// The last id whose text is out. Some tokenizers take the space away that a text begins with, and only there.
+    before: Option<u32>,
     /// Ids whose text is not all out.
     pending: Vec<u32>,
     /// Bytes of their text that are out.
@@ -170,16 +314,29 @@ pub struct DecodeStream<'a> {
 }
 
 impl<'a> DecodeStream<'a> {
-    /// An empty stream.
+    /// The beginning of a text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, pending: Vec::new(), shown: 0 }
+        Self { tokenizer, skip_special, before: None, pending: Vec::new(), shown: 0 }
     }
 
+    /// What follows `ids`, whose text is known.
+    pub fn after(tokenizer: &'a Tokenizer, skip_special: bool, ids: &[u32]) -> Self {
+        let before = ids.last().copied().filter(|id| !tokenizer.is_special(*id));
+        Self { before, ..Self::new(tokenizer, skip_special) }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        if self.skip_special { self.tokenizer.decode_skip_special(ids) } else { self.tokenizer.decode(ids) }
+    }
+
+    /// Of the pending ids.
     fn text(&self) -> String {
-        if self.skip_special {
-            self.tokenizer.decode_skip_special(&self.pending)
-        } else {
-            self.tokenizer.decode(&self.pending)
+        let Some(before) = self.before else { return self.decode(&self.pending) };
+        let start = self.decode(&[before]);
+        let both = self.decode(&[&[before], &self.pending[..]].concat());
+        match both.strip_prefix(&start) {
+            Some(text) => text.to_owned(),
+            None => self.decode(&self.pending), // A character began in `before`: its part is out already.
         }
     }
 
@@ -193,8 +350,7 @@ impl<'a> DecodeStream<'a> {
         let new = text.get(self.shown..end).unwrap_or_default().to_owned();
         self.shown = self.shown.max(end);
         if end == text.len() {
-            self.pending.clear();
-            self.shown = 0;
+            self.clear();
         }
         new
     }
@@ -203,8 +359,15 @@ impl<'a> DecodeStream<'a> {
     pub fn finish(&mut self) -> String {
         let text = self.text();
         let rest = text.get(self.shown..).unwrap_or_default().to_owned();
+        self.clear();
+        rest
+    }
+
+    fn clear(&mut self) {
+        // A token that is left out has no text to come after.
+        let shown = self.pending.iter().rev().find(|id| !(self.skip_special && self.tokenizer.is_special(**id)));
+        self.before = shown.copied().or(self.before);
         self.pending.clear();
         self.shown = 0;
-        rest
     }
 }

@@ -75,6 +75,20 @@ fn a_saved_file_reads_back_and_a_broken_one_is_refused_by_name() {
     assert!(matches!(train_bpe([""], &options(300)).unwrap_err(), TokenizerError::Train(_)));
 }
 
+#[test]
+fn special_tokens_that_cannot_be_told_from_text_are_refused() {
+    for (tokens, words) in [
+        (vec!["<a>", "<a>"], "there twice"),
+        (vec!["<a>", ""], "is empty"),
+        (vec!["the"], "is also a word of ordinary text"),
+    ] {
+        let special_tokens = tokens.into_iter().map(String::from).collect();
+        let error =
+            train_bpe(["the the the the"], &BpeOptions { special_tokens, ..options(400) }).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_text_comes_back(text in "\\PC{0,40}|[ \\n\\t0-9a-zé日🙂]{0,40}") {

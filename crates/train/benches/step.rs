@@ -4,11 +4,10 @@
 use std::time::Instant;
 
 use jevons_kernels::Dtype;
-use jevons_layers::Keep;
 use jevons_model::{Config, Extend, Model, ModelError, Precision};
 use jevons_train::{
     data::Row,
-    optimizer::{Optimizer, OptimizerSettings},
+    optimizer::Optimizer,
     trainer::{StepSettings, Trainer},
 };
 
@@ -37,6 +36,7 @@ fn median(mut x: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    jevons_sys::keep_freed_memory();
     let config = Config::from_json(CONFIG).expect("the miniature's config");
     let values = |name: &str, n: usize| match name {
         _ if name.contains("norm") => vec![1.0; n],
@@ -76,21 +76,7 @@ fn main() {
             .iter()
             .map(|t| (!t.name.ends_with("e_score_correction_bias")).then(|| values(&t.name, t.shape.iter().product())));
         let optimizer = Optimizer::new(masters.collect(), Dtype::F32);
-        let settings = StepSettings {
-            optimizer: OptimizerSettings {
-                betas: [0.9, 0.95],
-                eps: 1e-8,
-                weight_decay: 0.1,
-                grad_clip: 1.0,
-                moments: Dtype::F32,
-            },
-            micro_batch_rows: b,
-            keep: Keep::All,
-            mtp_loss_weight: 0.0,
-            balance_alpha: 1e-4,
-            bias_update_speed: 1e-3,
-            collapsed_expert_steps: 0,
-        };
+        let settings = StepSettings::new(b);
         let mut trainer = Trainer::new(model, optimizer, settings);
         let step = |trainer: &mut Trainer, i: usize| {
             let rows: Vec<_> = (0..b)

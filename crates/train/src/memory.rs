@@ -1,7 +1,7 @@
 //! Peak memory of a training step, computed before it runs.
 //!
-//! The saved activations are counted exactly (a test compares with what the layers report); the working set of one layer's
-//! backward and of the output head is an upper estimate.
+//! Weights, masters, gradients, moments and saved activations are counted exactly but for the padding of packed weights (tests compare
+//! with what is held); the working buffers of one layer's backward and of the output head are upper estimates.
 
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
@@ -27,7 +27,7 @@ pub struct StepShape {
 }
 
 /// Bytes by class of tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Estimate {
     /// Packed compute weights.
     pub weights: usize,
@@ -39,28 +39,67 @@ pub struct Estimate {
     pub moments: usize,
     /// Kept between forward and backward.
     pub activations: usize,
-    /// The largest working set of one layer or of the output head.
-    pub working: usize,
+    /// Gradient of the residual stream, and the stream it is made of.
+    pub stream: usize,
+    /// Working buffers of the largest layer's backward.
+    pub layer: usize,
+    /// Logits of a block of tokens, the transposed head, the head's input and its gradient; gone before the layers' backward begins.
+    pub head: usize,
     /// What the process held before: program, tokenizer.
     pub process: usize,
 }
 
+/// A row of the table: a class of tensors, or a sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Class {
+    /// For people.
+    pub name: &'static str,
+    /// Estimated before the first step.
+    pub estimated_bytes: u64,
+    /// Held in fact, where it can be told.
+    pub used_bytes: Option<u64>,
+}
+
+/// What a run held in fact, of the classes that can be counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Packed compute weights.
+    pub weights: usize,
+    /// f32 masters.
+    pub masters: usize,
+    /// Gradient buffers.
+    pub gradients: usize,
+    /// Both moments.
+    pub moments: usize,
+    /// Most that was kept between forward and backward.
+    pub activations: usize,
+}
+
 impl Estimate {
-    /// Everything together.
+    /// The peak: everything together, of layer and head the larger one, as they are not there at the same time.
     pub fn total(&self) -> usize {
-        self.weights + self.masters + self.gradients + self.moments + self.activations + self.working + self.process
+        let held = self.weights + self.masters + self.gradients + self.moments + self.activations;
+        held + self.stream + self.layer.max(self.head) + self.process
     }
 
-    /// Name and bytes of each class.
-    pub fn rows(&self) -> [(&'static str, usize); 7] {
-        [
-            ("weights", self.weights),
-            ("masters", self.masters),
-            ("gradients", self.gradients),
-            ("moments", self.moments),
-            ("activations", self.activations),
-            ("working set", self.working),
-            ("process", self.process),
+    /// The table. `used`: after the run; `peak`: the process's highest resident memory.
+    pub fn table(&self, used: Option<Used>, peak: Option<u64>) -> Vec<Class> {
+        let class = |name, estimated: usize, used: Option<usize>| Class {
+            name,
+            estimated_bytes: estimated as u64,
+            used_bytes: used.map(|n| n as u64),
+        };
+        vec![
+            class("weights", self.weights, used.map(|u| u.weights)),
+            class("masters", self.masters, used.map(|u| u.masters)),
+            class("gradients", self.gradients, used.map(|u| u.gradients)),
+            class("moments", self.moments, used.map(|u| u.moments)),
+            class("saved activations", self.activations, used.map(|u| u.activations)),
+            class("residual stream", self.stream, None),
+            class("working buffers", self.layer, None),
+            class("head logits", self.head, None),
+            class("process before", self.process, None),
+            class("peak", self.total(), peak.map(|n| n as usize)),
         ]
     }
 }
@@ -85,15 +124,17 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
     let head = block * config.vocab_size * 4 + config.vocab_size * d * a + 2 * tokens * d * 4 + tokens * d * a;
     let inner =
         per_layer.iter().map(|l| l.working + if s.keep == Keep::Input { l.saved } else { 0 }).max().unwrap_or(0);
-    // A binary tree over n micro-batches holds one partial sum per level that is under way.
-    let buffers = if s.micro_batches > 1 { s.micro_batches.ilog2() as usize + 2 } else { 1 };
+    // A binary tree over n micro-batches holds one partial sum per level that is under way, and the one that is made.
+    let buffers = s.micro_batches.max(1).ilog2() as usize + 1;
     Estimate {
         weights: all * a,
         masters: trained * 4,
         gradients: trained * 4 * buffers,
         moments: trained * 2 * s.moments.size(),
         activations,
-        working: head.max(inner) + tokens * d * 8,
+        stream: tokens * d * 8,
+        layer: inner,
+        head,
         process: jevons_sys::peak_rss_bytes().unwrap_or(0) as usize,
     }
 }

@@ -25,6 +25,13 @@ pub struct OptimizerSettings {
     pub moments: Dtype,
 }
 
+impl Default for OptimizerSettings {
+    /// Those of DeepSeek-V3's pre-training, arXiv:2412.19437, section 4.2; moments in f32.
+    fn default() -> Self {
+        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0, moments: Dtype::F32 }
+    }
+}
+
 /// Master, moments of one trained parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
@@ -101,8 +108,7 @@ impl Optimizer {
             let (Some(slot), Some(g)) = (slot, grads.get(ParamId(i))) else { continue };
             let matrix = model.specs()[i].shape.len() >= 2;
             let step = AdamW { weight_decay: if matrix { s.weight_decay as f32 } else { 0.0 }, ..step };
-            model.ops().adamw(step, &mut slot.master, g, &mut slot.m, &mut slot.v);
-            model.set(ParamId(i), &slot.master);
+            model.adamw(ParamId(i), step, &mut slot.master, g, &mut slot.m, &mut slot.v);
         }
     }
 

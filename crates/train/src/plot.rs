@@ -15,8 +15,10 @@ use crate::metrics::{HeldoutMetrics, Line, StepMetrics};
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-const INK: RGBColor = RGBColor(40, 44, 52);
-const FAINT: RGBColor = RGBColor(228, 231, 236);
+/// Lines and text.
+pub const INK: RGBColor = RGBColor(40, 44, 52);
+/// Grids and frames.
+pub const FAINT: RGBColor = RGBColor(228, 231, 236);
 const TRAIN: RGBColor = RGBColor(36, 101, 178);
 const TRAIN_RAW: RGBColor = RGBColor(186, 208, 234);
 const HELDOUT: RGBColor = RGBColor(214, 95, 14);
@@ -122,9 +124,10 @@ pub fn loss(lines: &[Line]) -> Option<String> {
 }
 
 /// What every drawing call relies on: its errors are the output's, and the output is a `String`.
-const STRING: &str = "drawing into a String cannot fail";
+pub const STRING: &str = "drawing into a String cannot fail";
 
-fn font(size: i32) -> FontDesc<'static> {
+/// The typeface of every picture.
+pub fn font(size: i32) -> FontDesc<'static> {
     ("sans-serif", size).into_font()
 }
 

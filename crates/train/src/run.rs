@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     data::{self, ChatFormat, DataError, Encoder, Segment, TrainData},
-    memory::{Estimate, StepShape, estimate},
+    memory::{Class, Estimate, StepShape, estimate},
     metrics::{MetricsError, MetricsFile, StepMetrics},
     optimizer::{Optimizer, OptimizerSettings},
     plot,
@@ -162,6 +162,8 @@ pub struct Summary {
     pub estimated_peak_bytes: u64,
     /// Highest resident memory of this process, bytes, if the system says.
     pub peak_rss_bytes: Option<u64>,
+    /// Memory by class of tensor, estimated and held; the last row is the peak.
+    pub memory: Vec<Class>,
 }
 
 /// Runs a recipe. `stop`: set it to end after the current step, saved.
@@ -276,6 +278,8 @@ pub fn run(
         observe(Event::Saved { step });
     }
     drop(metrics);
+    let peak_rss_bytes = jevons_sys::peak_rss_bytes();
+    let used = (step > first).then(|| trainer.used());
     let (heldout_loss, heldout_bits_per_byte) = heldout.unzip();
     Ok(Summary {
         folder: folder.clone(),
@@ -287,7 +291,8 @@ pub fn run(
         tokens,
         tokens_per_s: if seconds > 0.0 { seen as f64 / seconds } else { 0.0 },
         estimated_peak_bytes: estimate.total() as u64,
-        peak_rss_bytes: jevons_sys::peak_rss_bytes(),
+        peak_rss_bytes,
+        memory: estimate.table(used, peak_rss_bytes),
     })
 }
 

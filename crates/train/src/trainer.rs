@@ -8,6 +8,7 @@ use jevons_model::{MicroBatch, Model, NonFinite, PassOptions};
 
 use crate::{
     data::Row,
+    memory::Used,
     optimizer::{self, NonFiniteGradient, Optimizer, OptimizerSettings},
 };
 
@@ -28,6 +29,21 @@ pub struct StepSettings {
     pub bias_update_speed: f32,
     /// Steps without a token after which an expert counts as collapsed; 0 never.
     pub collapsed_expert_steps: u64,
+}
+
+impl StepSettings {
+    /// Of so many rows a micro-batch; everything kept, no multi-token prediction, and DeepSeek-V3's balancing.
+    pub fn new(micro_batch_rows: usize) -> Self {
+        Self {
+            optimizer: OptimizerSettings::default(),
+            micro_batch_rows,
+            keep: Keep::All,
+            mtp_loss_weight: 0.0,
+            balance_alpha: 1e-4,
+            bias_update_speed: 1e-3,
+            collapsed_expert_steps: 0,
+        }
+    }
 }
 
 /// What a step gave.
@@ -104,13 +120,15 @@ pub struct Trainer {
     settings: StepSettings,
     /// Gradient buffers not in use.
     free: Vec<Grads>,
+    /// Most bytes kept between forward and backward so far.
+    saved_bytes: usize,
 }
 
 impl Trainer {
     /// `optimizer` decides which parameters are trained.
     pub fn new(model: Model, optimizer: Optimizer, settings: StepSettings) -> Self {
         assert!(settings.micro_batch_rows > 0);
-        Self { model, optimizer, idle: Vec::new(), settings, free: Vec::new() }
+        Self { model, optimizer, idle: Vec::new(), settings, free: Vec::new(), saved_bytes: 0 }
     }
 
     /// Takes one step on `rows` at learning rate `lr`.
@@ -119,6 +137,11 @@ impl Trainer {
     /// [`StepError`] names the layer or parameter; masters and moments are then as before the step, unless an expert has
     /// collapsed.
     pub fn step(&mut self, rows: &[Row], lr: f64) -> Result<StepReport, StepError> {
+        // On a worker of the pool: sharing many small parameters from outside would cost more than their work.
+        rayon::scope(|_| self.step_here(rows, lr))
+    }
+
+    fn step_here(&mut self, rows: &[Row], lr: f64) -> Result<StepReport, StepError> {
         let step = self.optimizer.steps;
         let targets = rows.iter().flat_map(|r| &r.targets).filter(|t| **t != IGNORE).count();
         if targets == 0 {
@@ -178,11 +201,24 @@ impl Trainer {
             Optimizer::global_norm(&self.model, &grads).map_err(|source| StepError::Backward { step, source })?;
         self.optimizer.step(&mut self.model, &grads, report.grad_norm, lr, &self.settings.optimizer);
         self.free.push(grads);
+        self.saved_bytes = self.saved_bytes.max(report.saved_bytes);
         if self.settings.bias_update_speed > 0.0 {
             optimizer::balance(&mut self.model, &report.loads, self.settings.bias_update_speed);
         }
         self.count_idle(step, &report.loads)?;
         Ok(report)
+    }
+
+    /// What is held, and was kept at most between forward and backward.
+    pub fn used(&self) -> Used {
+        let slots = || self.optimizer.slots.iter().flatten();
+        Used {
+            weights: self.model.weights().bytes(),
+            masters: slots().map(|s| 4 * s.master.len()).sum(),
+            gradients: self.free.iter().map(Grads::bytes).sum(),
+            moments: slots().map(|s| s.m.bytes().len() + s.v.bytes().len()).sum(),
+            activations: self.saved_bytes,
+        }
     }
 
     /// A gradient buffer of zeros.

@@ -8,7 +8,7 @@ use jevons_layers::Keep;
 use jevons_model::{LoadOptions, Model, Precision};
 use jevons_train::{
     data::Row,
-    optimizer::{Optimizer, OptimizerSettings},
+    optimizer::Optimizer,
     trainer::{StepSettings, Trainer},
 };
 use serde_json::Value;
@@ -48,19 +48,11 @@ fn trainer(precision: Precision, micro_batch_rows: usize, keep: Keep) -> Trainer
         })
     });
     let settings = StepSettings {
-        optimizer: OptimizerSettings {
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-            moments: Dtype::F32,
-        },
-        micro_batch_rows,
         keep,
         mtp_loss_weight: 0.3,
         balance_alpha: 0.0,
         bias_update_speed: 0.01,
-        collapsed_expert_steps: 0,
+        ..StepSettings::new(micro_batch_rows)
     };
     Trainer::new(model, Optimizer::new(values.collect(), Dtype::F32), settings)
 }

@@ -391,6 +391,27 @@ fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
 }
 
 #[test]
+fn the_table_of_memory_says_what_the_run_then_holds() {
+    let (_dir, path) = folder();
+    let summary = go(&recipe(&path, &[("schedule.steps", "3")]), false).unwrap();
+    let class = |name: &str| *summary.memory.iter().find(|c| c.name == name).unwrap();
+    for name in ["masters", "gradients", "moments"] {
+        let class = class(name);
+        assert_eq!(class.used_bytes, Some(class.estimated_bytes), "{name}");
+    }
+    // Panels of packed weights are whole, and gains stay f32: a few rows of these small matrices.
+    let weights = class("weights");
+    let held = weights.used_bytes.unwrap();
+    assert!(held >= weights.estimated_bytes && held < weights.estimated_bytes * 13 / 10, "{weights:?}");
+    // Sequences of text are packed whole, so a micro-batch may have fewer sequences' worth of tokens, never more.
+    let saved = class("saved activations");
+    assert!(saved.used_bytes.unwrap() <= saved.estimated_bytes && saved.used_bytes.unwrap() > 0, "{saved:?}");
+    let (peak, last) = (class("peak"), summary.memory.last().unwrap());
+    assert_eq!((peak.estimated_bytes, peak.used_bytes), (summary.estimated_peak_bytes, summary.peak_rss_bytes));
+    assert_eq!(last.name, "peak");
+}
+
+#[test]
 fn a_run_that_cannot_fit_is_refused_before_anything_is_written() {
     let (dir, path) = folder();
     let huge =

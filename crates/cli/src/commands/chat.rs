@@ -15,12 +15,14 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
+use jevons_energy::ledger::{Phase, Work};
 use jevons_infer::{Chat, ChatError, ChatEvent, FinishReason, GenerateOptions, Generation, Sampler};
 use owo_colors::OwoColorize;
 use reedline::Signal;
 use serde_json::json;
 
 use crate::{
+    account::{Account, LedgerArgs, Spent},
     args::{ComputeArgs, SamplingArgs},
     chat::{
         history,
@@ -28,7 +30,8 @@ use crate::{
         slash::{self, Line},
         terminal::{self, ChatPrompt},
     },
-    human, input, progress, source,
+    commands::pull,
+    human, input, interrupt, progress, source,
     style::Theme,
 };
 
@@ -40,7 +43,7 @@ use crate::{
 /// Tokens are drawn as the model's generation_config.json says; without one at temperature 0.6 and top-p 0.95.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder, or run folder of `jevons train` [default: the built-in model]
+    /// Checkpoint folder, run folder of `jevons train`, or org/name [default: the built-in model]
     model: Option<PathBuf>,
     /// Send this message, print the reply and leave; - takes all of stdin
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -64,6 +67,8 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,13 +79,18 @@ enum OnOff {
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     args.compute.start_threads()?;
+    if let Some(model) = &args.model {
+        pull::offer(model)?;
+    }
     let files = source::Files::open(args.model.as_deref())?;
     let tokenizer =
         files.tokenizer()?.ok_or_else(|| anyhow!("{}: no tokenizer.json, and a chat needs one", files.name()))?;
     let template = files.template()?;
     let sampling = args.sampling.over(files.sampling()?);
     Sampler::new(sampling.clone())?;
+    let mut account = Account::open(&args.ledger, "chat");
     let model = files.model(&args.compute)?;
+    account.loaded(&files);
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens.unwrap_or(model.config().max_position_embeddings),
         sampling,
@@ -92,7 +102,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let theme = Theme::of(&io::stdout());
     let think = args.think.map_or(theme.terminal, |think| think == OnOff::On);
     let stop = Arc::new(AtomicBool::new(false));
-    let mut talk = Talk { chat, out, theme, think, stop, totals: Totals::default() };
+    let mut talk = Talk { chat, out, theme, think, stop, totals: Totals::default(), account };
     if template.is_none() {
         notice("this model has no chat template: it continues each text instead of answering");
     }
@@ -118,6 +128,7 @@ struct Talk<'a, W: Write> {
     /// Set by Ctrl-C.
     stop: Arc<AtomicBool>,
     totals: Totals,
+    account: Account,
 }
 
 #[derive(Default)]
@@ -125,6 +136,50 @@ struct Totals {
     prompt_tokens: usize,
     new_tokens: usize,
     last: Option<Generation>,
+    energy: Vec<Spent>,
+}
+
+/// Books a reply: reading the prompt, thinking and answering, each by itself.
+struct Booked<'a> {
+    account: &'a mut Account,
+    phase: Phase,
+    /// Drawn since the phase began.
+    tokens: usize,
+}
+
+impl<'a> Booked<'a> {
+    /// The time since the last reply was idle.
+    fn start(account: &'a mut Account) -> Self {
+        account.phase(Phase::Idle, Work::default());
+        Self { account, phase: Phase::Prefill, tokens: 0 }
+    }
+
+    fn see(&mut self, event: &ChatEvent<'_>) {
+        match event {
+            ChatEvent::Token if self.phase == Phase::Prefill => {
+                self.turn_to(Phase::Answer);
+                self.tokens = 1;
+            }
+            ChatEvent::Token => self.tokens += 1,
+            // What was drawn before the first text is its beginning.
+            ChatEvent::Thinking(_) => self.phase = Phase::Thinking,
+            ChatEvent::Answer(_) if self.phase == Phase::Thinking => self.turn_to(Phase::Answer),
+            ChatEvent::Answer(_) | ChatEvent::Forgot(_) | ChatEvent::Prefill { .. } => {}
+        }
+    }
+
+    fn turn_to(&mut self, phase: Phase) {
+        self.account.phase_of_request(self.phase, self.account.forward(self.tokens));
+        (self.phase, self.tokens) = (phase, 0);
+    }
+
+    fn end(self, generation: Option<&Generation>) -> Option<Spent> {
+        self.account.phase_of_request(self.phase, self.account.forward(self.tokens));
+        if let Some(g) = generation {
+            self.account.prefilled(g.prompt_tokens - g.cached_tokens, g.cached_tokens);
+        }
+        self.account.end_request()
+    }
 }
 
 enum Ask<'a> {
@@ -229,7 +284,9 @@ impl<W: Write> Talk<'_, W> {
         let mut show = Show::new(self.out, self.theme, think);
         let (mut written, mut tokens) = (Ok(()), 0);
         let waiting = progress::spinner();
+        let mut booked = Booked::start(&mut self.account);
         let on_event = &mut |event: ChatEvent<'_>| {
+            booked.see(&event);
             match event {
                 ChatEvent::Forgot(turns) => notice(&format!("the context is full, oldest turns forgotten: {turns}")),
                 ChatEvent::Prefill { done, total } if done < total => {
@@ -258,6 +315,7 @@ impl<W: Write> Talk<'_, W> {
             },
         };
         waiting.finish_and_clear();
+        let energy = booked.end(result.as_ref().ok());
         written?;
         let generation = result?;
         show.end()?;
@@ -273,6 +331,10 @@ impl<W: Write> Talk<'_, W> {
             return Ok(()); // stopped before it began, and what was read is not known
         }
         notice(&human::speeds(&generation));
+        if let Some(energy) = energy {
+            notice(&energy.to_string());
+            self.totals.energy.push(energy);
+        }
         self.totals.prompt_tokens += generation.prompt_tokens - generation.cached_tokens;
         self.totals.new_tokens += generation.token_ids.len();
         self.totals.last = Some(generation);
@@ -280,7 +342,12 @@ impl<W: Write> Talk<'_, W> {
     }
 
     fn reply_as_json(&mut self, message: &str) -> anyhow::Result<()> {
-        let result: Result<_, ChatError> = self.chat.ask(message, &mut |_| ControlFlow::Continue(()));
+        let mut booked = Booked::start(&mut self.account);
+        let result: Result<_, ChatError> = self.chat.ask(message, &mut |event| {
+            booked.see(&event);
+            ControlFlow::Continue(())
+        });
+        let energy = booked.end(result.as_ref().ok());
         let generation = result?;
         let turn = self.chat.turns().last().expect("the reply is the last turn");
         let reply = json!({
@@ -291,6 +358,7 @@ impl<W: Write> Talk<'_, W> {
             "prompt_tokens": generation.prompt_tokens,
             "prefill_tokens_per_s": generation.prefill_tokens_per_s(),
             "decode_tokens_per_s": generation.decode_tokens_per_s(),
+            "energy": energy.map(|spent| spent.json()),
         });
         Ok(writeln!(self.out, "{reply}")?)
     }
@@ -325,12 +393,15 @@ impl<W: Write> Talk<'_, W> {
 
     fn stats(&self) {
         let (used, context) = self.chat.context_used();
-        let Totals { prompt_tokens, new_tokens, last } = &self.totals;
+        let Totals { prompt_tokens, new_tokens, last, energy } = &self.totals;
         let turns = self.chat.turns().len();
         tell(format_args!("turns: {turns}; context: {used} of {context} tokens\n"));
         tell(format_args!("since the start: {prompt_tokens} prompt tokens computed, {new_tokens} tokens drawn\n"));
         if let Some(last) = last {
             tell(format_args!("last reply: {}\n", human::speeds(last)));
+        }
+        if !energy.is_empty() {
+            tell(format_args!("replies together: {}\n", Spent::sum(energy)));
         }
     }
 }
@@ -349,7 +420,7 @@ fn listen_for_signals(stop: Arc<AtomicBool>, at_prompt: Arc<AtomicBool>) -> anyh
             }
         });
     };
-    ctrlc::set_handler(on_signal).context("cannot listen for Ctrl-C")
+    interrupt::on_signal(on_signal)
 }
 
 /// Something about the chat, not of it.

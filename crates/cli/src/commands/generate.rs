@@ -11,8 +11,10 @@ use jevons_text::Tokenizer;
 use serde_json::json;
 
 use crate::{
+    account::{Account, LedgerArgs, Spent},
     args::{ComputeArgs, SamplingArgs},
     human, input, source,
+    steps::Steps,
 };
 
 /// Continue a prompt, or lists of token ids
@@ -21,7 +23,7 @@ use crate::{
 /// sampling flags the most likely token is taken (temperature 0).
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder (config.json and *.safetensors), or run folder of `jevons train`
+    /// Checkpoint folder (config.json and *.safetensors), run folder of `jevons train`, or org/name
     model: PathBuf,
     /// Text to continue [default: read from stdin]
     #[arg(conflicts_with = "token_ids")]
@@ -45,6 +47,8 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 /// Sequences decoded together. Bounds memory; changes no token.
@@ -72,11 +76,14 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         eos_token_ids: if args.ignore_eos { vec![] } else { files.eos_token_ids()? },
         ..Default::default()
     };
+    let mut account = Account::open(&args.ledger, "generate");
     let model = files.model(&args.compute)?;
+    account.loaded(&files);
     let stream = !args.json && prompts.len() == 1 && tokenizer.is_some();
-    let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, out)?;
+    let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, &mut account, out)?;
+    let spent = Spent::of_window(&account.close());
     if args.json {
-        return print_json(&generations, out);
+        return print_json(&generations, &spent, out);
     }
     match &tokenizer {
         Some(_) if stream => {
@@ -94,6 +101,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             }
         }
     }
+    eprintln!("{spent}, loading included");
     Ok(())
 }
 
@@ -115,6 +123,7 @@ fn generate(
     options: &GenerateOptions,
     tokenizer: Option<&Tokenizer>,
     stream: bool,
+    account: &mut Account,
     out: &mut impl Write,
 ) -> anyhow::Result<Vec<Generation>> {
     let mut generations = Vec::with_capacity(prompts.len());
@@ -123,7 +132,9 @@ fn generate(
         let mut sessions: Vec<_> = prompts.iter().map(|_| Session::new(model)).collect();
         let request = |(i, (prompt, session))| Request { prompt, options, choice: (batch * BATCH + i) as u64, session };
         let requests = prompts.iter().map(Vec::as_slice).zip(&mut sessions).enumerate().map(request).collect();
-        let results = generate_batch(model, requests, tokenizer, &mut |_, event| {
+        let mut steps = Steps::new(prompts.len());
+        let results = generate_batch(model, requests, tokenizer, &mut |index, event| {
+            steps.see(index, &event, account);
             if let (true, Event::Text(text)) = (stream, event) {
                 written = write!(out, "{text}").and_then(|()| out.flush());
             }
@@ -133,11 +144,12 @@ fn generate(
             generations.push(result.with_context(|| format!("sequence {}", batch * BATCH + i))?);
         }
         std::mem::replace(&mut written, Ok(()))?;
+        steps.end(account);
     }
     Ok(generations)
 }
 
-fn print_json(generations: &[Generation], out: &mut impl Write) -> anyhow::Result<()> {
+fn print_json(generations: &[Generation], spent: &Spent, out: &mut impl Write) -> anyhow::Result<()> {
     let sequence = |g: &Generation| {
         json!({
             "token_ids": g.token_ids,
@@ -149,6 +161,7 @@ fn print_json(generations: &[Generation], out: &mut impl Write) -> anyhow::Resul
             "decode_tokens_per_s": g.decode_tokens_per_s(),
         })
     };
-    serde_json::to_writer(&mut *out, &json!({ "sequences": generations.iter().map(sequence).collect::<Vec<_>>() }))?;
+    let sequences: Vec<_> = generations.iter().map(sequence).collect();
+    serde_json::to_writer(&mut *out, &json!({ "sequences": sequences, "energy": spent.json() }))?;
     Ok(writeln!(out)?)
 }

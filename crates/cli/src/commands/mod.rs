@@ -1,12 +1,21 @@
 //! The commands.
 
 mod adapter;
+mod bench;
 mod chat;
 mod completions;
+mod convert;
+mod doctor;
 mod generate;
 mod info;
+mod list;
+mod man;
+mod meter;
 mod plan;
+mod pull;
+mod rm;
 mod score;
+mod show;
 mod tokenizer;
 mod train;
 
@@ -18,14 +27,23 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Chat(chat::Args),
+    Pull(pull::Args),
+    List(list::Args),
+    Show(show::Args),
+    Rm(rm::Args),
     Generate(generate::Args),
     Score(score::Args),
     Info(info::Args),
+    Doctor(doctor::Args),
+    Bench(bench::Args),
     Plan(plan::Args),
     Train(train::Args),
+    Meter(meter::Args),
     Tokenizer(tokenizer::Args),
+    Convert(convert::Args),
     Adapter(adapter::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
@@ -39,14 +57,23 @@ impl Command {
         let out = &mut io::stdout();
         match self {
             Self::Chat(args) => chat::run(args, out),
+            Self::Pull(args) => pull::run(args, out),
+            Self::List(args) => list::run(args, out),
+            Self::Show(args) => show::run(args, out),
+            Self::Rm(args) => rm::run(args, out),
             Self::Generate(args) => generate::run(args, out),
             Self::Score(args) => score::run(args, out),
             Self::Info(args) => info::run(args, out),
+            Self::Doctor(args) => doctor::run(args, out),
+            Self::Bench(args) => bench::run(args, out),
             Self::Plan(args) => plan::run(args, out),
             Self::Train(args) => train::run(args, out),
+            Self::Meter(args) => meter::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
+            Self::Convert(args) => convert::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),
             Self::Completions(args) => completions::run(args, out),
+            Self::Man(args) => man::run(args, out),
         }
     }
 }

@@ -1,15 +1,20 @@
 use std::{io::Write, ops::ControlFlow, path::PathBuf};
 
 use anyhow::Context;
+use jevons_energy::ledger::Phase;
 use jevons_infer::Score;
 use serde_json::json;
 
-use crate::{args::ComputeArgs, input, progress, source};
+use crate::{
+    account::{Account, LedgerArgs},
+    args::ComputeArgs,
+    input, progress, source,
+};
 
 /// Measure how well a model predicts given tokens or text
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Checkpoint folder (config.json and *.safetensors), or run folder of `jevons train`
+    /// Checkpoint folder (config.json and *.safetensors), run folder of `jevons train`, or org/name
     model: PathBuf,
     #[command(flatten)]
     input: Input,
@@ -18,6 +23,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -41,13 +48,17 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             (sequences, Some(bytes))
         }
     };
+    let mut account = Account::open(&args.ledger, "score");
     let model = files.model(&args.compute)?;
+    account.loaded(&files);
     let bar = progress::bar(sequences.len() as u64, "scoring", "sequences");
     let score = jevons_infer::score(&model, &sequences, &mut |done| {
         bar.set_position(done as u64);
         ControlFlow::Continue(())
     })?;
     bar.finish_and_clear();
+    account.phase_of_request(Phase::Eval, account.forward(sequences.iter().map(Vec::len).sum()));
+    let energy = account.end_request();
     let bits_per_byte = bytes.map(|bytes| score.nats() / std::f64::consts::LN_2 / bytes as f64);
     if args.json {
         return print_json(&score, bits_per_byte, out);
@@ -55,6 +66,9 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(out, "{:.6} nats per token over {} tokens", score.loss, score.predicted())?;
     if let (Some(bits), Some(bytes)) = (bits_per_byte, bytes) {
         writeln!(out, "{bits:.6} bits per byte over {bytes} bytes")?;
+    }
+    if let Some(energy) = energy {
+        eprintln!("{}", energy);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use jevons_text::{BpeOptions, DigitSplit, Tokenizer, house, train_bpe};
+use jevons_text::{BpeOptions, DigitSplit, Style, Tokenizer, Vocabulary, house, train_bpe};
 
 use crate::{input, source};
 
@@ -20,6 +20,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Train(TrainArgs),
+    Convert(ConvertArgs),
     Encode(EncodeArgs),
     Decode(DecodeArgs),
 }
@@ -56,10 +57,41 @@ enum Digits {
     UpToThree,
 }
 
+/// Make a tokenizer.json of a .tiktoken or .gguf vocabulary
+///
+/// A .tiktoken file has tokens and ranks only: --like says how words are cut and which tokens are added. A GGUF says both
+/// itself; its weights are not read.
+#[derive(Debug, clap::Args)]
+struct ConvertArgs {
+    /// X.tiktoken or X.gguf
+    file: PathBuf,
+    /// Model whose tokenizer it is (needed for .tiktoken)
+    #[arg(long, value_enum)]
+    like: Option<Like>,
+    /// tokenizer_config.json to take special tokens from, besides or instead of those that the model usually has
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// File to write; it must not exist yet
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Like {
+    #[value(name = "deepseek-v3")]
+    DeepSeekV3,
+    #[value(name = "deepseek-r1")]
+    DeepSeekR1,
+    #[value(name = "qwen2")]
+    Qwen2,
+    #[value(name = "kimi-k2")]
+    KimiK2,
+}
+
 /// Print the token ids of a text as JSON
 #[derive(Debug, clap::Args)]
 struct EncodeArgs {
-    /// tokenizer.json, or a folder with one
+    /// tokenizer.json, a folder with one, or org/name
     tokenizer: PathBuf,
     /// The text [default: read from stdin]
     #[arg(allow_hyphen_values = true)]
@@ -75,7 +107,7 @@ struct EncodeArgs {
 /// Print the text of token ids
 #[derive(Debug, clap::Args)]
 struct DecodeArgs {
-    /// tokenizer.json, or a folder with one
+    /// tokenizer.json, a folder with one, or org/name
     tokenizer: PathBuf,
     /// JSON list of token ids, or a list of such lists [default: read from stdin]
     ids: Option<String>,
@@ -87,6 +119,7 @@ struct DecodeArgs {
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     match &args.command {
         Command::Train(args) => train(args, out),
+        Command::Convert(args) => convert(args, out),
         Command::Encode(args) => encode(args, out),
         Command::Decode(args) => decode(args, out),
     }
@@ -120,6 +153,40 @@ fn train(args: &TrainArgs, out: &mut impl Write) -> anyhow::Result<()> {
     jevons_sys::atomic::write(&config, house::tokenizer_config_json(args.model_max_length).as_bytes())
         .with_context(|| format!("{}: cannot write the file", config.display()))?;
     Ok(writeln!(out, "{}: {} tokens", path.display(), tokenizer.vocab_size())?)
+}
+
+fn convert(args: &ConvertArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    if args.output.exists() {
+        bail!("{}: exists already; choose another name or move it away", args.output.display());
+    }
+    let gguf = args.file.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let mut vocabulary = match (gguf, args.like) {
+        (true, None) => Vocabulary::from_gguf_file(&args.file)?,
+        (true, Some(_)) => bail!("--like: a GGUF says itself how its tokenizer works; leave it out"),
+        (false, Some(like)) => {
+            let style = match like {
+                Like::DeepSeekV3 => Style::DeepSeekV3,
+                Like::DeepSeekR1 => Style::DeepSeekR1,
+                Like::Qwen2 => Style::Qwen2,
+                Like::KimiK2 => Style::KimiK2,
+            };
+            Vocabulary::from_tiktoken_file(&args.file, style)?
+        }
+        (false, None) => bail!(
+            "{}: a .tiktoken file does not say how words are cut; add --like deepseek-v3, deepseek-r1, qwen2 or kimi-k2",
+            args.file.display()
+        ),
+    };
+    if let Some(path) = &args.config {
+        vocabulary.apply_config(&input::text(path)?, &path.display().to_string())?;
+    }
+    // Read back before it is written: what does not open is no result.
+    let tokenizer = vocabulary.to_tokenizer()?;
+    jevons_sys::atomic::write(&args.output, &vocabulary.to_tokenizer_json())
+        .with_context(|| format!("{}: cannot write the file", args.output.display()))?;
+    let (merges, added) = (vocabulary.n_merges(), vocabulary.added_tokens().len());
+    let ids = tokenizer.vocab_size();
+    Ok(writeln!(out, "{}: {ids} ids, {merges} merges, {added} added tokens", args.output.display())?)
 }
 
 /// Cuts a long text at ends of lines, because the whole of a large file at once takes many times its size in memory.
@@ -166,6 +233,7 @@ fn decode(args: &DecodeArgs, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 fn open(path: &Path) -> anyhow::Result<Tokenizer> {
+    let path = &*source::locate_named(path)?;
     if path.is_dir() {
         return source::tokenizer_of_folder(path)?
             .with_context(|| format!("{}: there is no tokenizer.json in it", path.display()));

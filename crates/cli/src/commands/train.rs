@@ -10,11 +10,18 @@ use std::{
 
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use jevons_energy::{
+    ledger::{Phase, Work},
+    meter::Window,
+};
 use jevons_train::{
+    memory::Class,
     metrics::StepMetrics,
     recipe::Recipe,
     run::{self, Event, Summary},
 };
+
+use crate::account::{Account, LedgerArgs, Spent};
 
 /// Train a model by a recipe
 ///
@@ -42,12 +49,15 @@ pub struct Args {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let Some(path) = args.recipe.as_ref().filter(|_| !args.example) else {
         return Ok(write!(out, "{}", Recipe::documented_example())?);
     };
+    jevons_sys::keep_freed_memory();
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().context("cannot start the threads")?;
@@ -72,14 +82,48 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     })
     .context("cannot watch for Ctrl-C")?;
     let mut view = View::default();
-    let summary = run::run(&recipe, args.resume, &stop, &mut |event| view.show(event));
+    let mut account = Account::open(&args.ledger, "train");
+    let mut tokens = None;
+    let summary = run::run(&recipe, args.resume, &stop, &mut |event| {
+        book(&event, &mut account, &mut tokens);
+        view.show(event);
+    });
     view.finish();
-    report(&summary?, args, path, out)
+    let summary = summary?;
+    account.made(&summary.folder.join("model"));
+    report(&summary, &account.close(), args, path, out)
 }
 
-fn report(s: &Summary, args: &Args, recipe: &std::path::Path, out: &mut impl Write) -> anyhow::Result<()> {
+/// What the run has told so far goes to its account.
+fn book(event: &Event<'_>, account: &mut Account, tokens: &mut Option<u64>) {
+    match event {
+        Event::Start { active, .. } => {
+            account.trains(*active);
+            account.phase(Phase::Load, Work::default());
+        }
+        Event::Step(step) => {
+            // Tokens are counted from the beginning of the run, of which this process may have seen the end only.
+            let before = tokens.replace(step.tokens).unwrap_or(step.tokens - step.tokens / (step.step + 1));
+            account.step(step.tokens.saturating_sub(before));
+        }
+        Event::Heldout { .. } => account.phase(Phase::Eval, Work::default()),
+        Event::Saved { .. } => account.saved(),
+        Event::Notice(_) | Event::Tokens(_) | Event::Memory { .. } => {}
+    }
+}
+
+fn report(
+    s: &Summary,
+    energy: &Window,
+    args: &Args,
+    recipe: &std::path::Path,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     if args.json {
-        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(s)?)?);
+        let mut report = serde_json::to_value(s)?;
+        report["energy"] = Spent::of_window(energy).json();
+        report["energy"]["window"] = serde_json::to_value(energy)?;
+        return Ok(writeln!(out, "{report:#}")?);
     }
     if s.interrupted {
         writeln!(
@@ -99,12 +143,26 @@ fn report(s: &Summary, args: &Args, recipe: &std::path::Path, out: &mut impl Wri
         writeln!(out, "held-out loss {loss:.4} nats per token{bits}")?;
     }
     writeln!(out, "{} tokens seen, {:.0} tokens/s", s.tokens, s.tokens_per_s)?;
-    if let Some(peak) = s.peak_rss_bytes {
-        let estimate = HumanBytes(s.estimated_peak_bytes);
-        writeln!(out, "peak memory {} (training was estimated at {estimate})", HumanBytes(peak))?;
+    if s.peak_rss_bytes.is_some() {
+        write!(out, "{}", memory_table(&s.memory))?;
     }
+    writeln!(out, "energy {}: {}", Spent::of_window(energy), energy.boundary())?;
     let model = s.folder.join("model");
     Ok(writeln!(out, "model: {0}\nchat with it: jevons chat {0}", model.display())?)
+}
+
+/// Bytes by class of tensor; of the last two kinds of buffers only the larger counts in the peak.
+fn memory_table(classes: &[Class]) -> String {
+    let used = classes.iter().any(|c| c.used_bytes.is_some());
+    let mut text = if used { format!("{:>20} {:>12} {:>12}\n", "memory", "estimated", "used") } else { String::new() };
+    for class in classes {
+        let estimated = HumanBytes(class.estimated_bytes).to_string();
+        let used = class.used_bytes.map_or(String::new(), |n| HumanBytes(n).to_string());
+        let line = format!("{:>20} {estimated:>12} {used:>12}", class.name);
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// Progress on stderr.
@@ -128,11 +186,11 @@ impl View {
                 bar.set_position(p.done);
             }
             Event::Memory { estimate, available } => {
-                for (name, bytes) in estimate.rows() {
-                    eprintln!("{name:>12} {}", HumanBytes(bytes as u64));
-                }
-                let free = available.map_or(String::new(), |a| format!(" of {} free", HumanBytes(a)));
-                eprintln!("{:>12} {}{free}", "peak", HumanBytes(estimate.total() as u64));
+                let free = available.map_or(String::new(), |a| format!(", {} are free", HumanBytes(a)));
+                eprintln!(
+                    "memory that training will take{free} (of working buffers and head logits the larger counts):"
+                );
+                eprint!("{}", memory_table(&estimate.table(None, None)));
             }
             Event::Start { step, steps, parameters, active, trained } => {
                 if let Some(bar) = self.tokens.take() {
@@ -258,6 +316,17 @@ mod tests {
             Step { held_out: Some(2.25), ..step }.text(),
             "loss 2.5000, lr 3.00e-4, 1234 tokens/s, held-out 2.2500"
         );
+    }
+
+    #[test]
+    fn the_table_of_memory_has_a_second_column_once_something_was_used() {
+        let class = |name, used_bytes| Class { name, estimated_bytes: 2048, used_bytes };
+        assert_eq!(memory_table(&[class("weights", None)]), "             weights     2.00 KiB\n");
+        let both = memory_table(&[class("weights", Some(1024)), class("head logits", None)]);
+        let lines: Vec<&str> = both.lines().collect();
+        assert_eq!(lines[0], "              memory    estimated         used");
+        assert_eq!(lines[1], "             weights     2.00 KiB     1.00 KiB");
+        assert_eq!(lines[2], "         head logits     2.00 KiB");
     }
 
     #[test]

@@ -9,7 +9,25 @@ use tempfile::tempdir;
 fn every_command_explains_itself() {
     let dir = tempdir().unwrap();
     let help = jevons(dir.path(), &["--help"]).ok();
-    for command in ["chat", "generate", "score", "info", "tokenizer", "completions"] {
+    for command in [
+        "chat",
+        "generate",
+        "score",
+        "info",
+        "doctor",
+        "bench",
+        "train",
+        "meter",
+        "tokenizer",
+        "convert",
+        "adapter",
+        "completions",
+        "pull",
+        "list",
+        "show",
+        "rm",
+        "man",
+    ] {
         assert!(help.contains(command), "{help}");
         let own = jevons(dir.path(), &[command, "--help"]).ok();
         assert!(own.contains(&format!("Usage: jevons {command}")), "{own}");
@@ -21,8 +39,81 @@ fn every_command_explains_itself() {
 fn completions_are_written_for_every_shell() {
     let dir = tempdir().unwrap();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        assert!(jevons(dir.path(), &["completions", shell]).ok().contains("max-new-tokens"), "{shell}");
+        let script = jevons(dir.path(), &["completions", shell]).ok();
+        for word in ["max-new-tokens", "doctor", "quick", "hash"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
     }
+    // Arguments that are files are completed as such.
+    assert!(
+        jevons(dir.path(), &["completions", "zsh"])
+            .ok()
+            .contains("a config.json alone \\[default\\: the built-in model\\]:_files")
+    );
+    assert!(jevons(dir.path(), &["completions", "bash"]).ok().contains("-o bashdefault -o default jevons"));
+}
+
+#[test]
+fn a_manual_page_is_written_for_every_command() {
+    let dir = tempdir().unwrap();
+    let main = jevons(dir.path(), &["man"]).ok();
+    assert!(main.contains(".TH jevons 1") && main.contains("jevons\\-doctor(1)"), "{main}");
+    let said = jevons(dir.path(), &["man", "--dir", "share/man1"]).ok();
+    let mut names: Vec<String> = fs::read_dir(dir.path().join("share/man1"))
+        .unwrap()
+        .map(|f| f.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert!(said.starts_with(&format!("{} pages written", names.len())), "{said}");
+    for name in ["jevons.1", "jevons-info.1", "jevons-doctor.1", "jevons-man.1", "jevons-tokenizer-train.1"] {
+        assert!(names.iter().any(|n| n == name), "{names:?}");
+    }
+    assert!(names.iter().all(|n| n.starts_with("jevons") && n.ends_with(".1")), "{names:?}");
+    let info = fs::read_to_string(dir.path().join("share/man1/jevons-info.1")).unwrap();
+    assert!(info.contains("jevons info") && info.contains("\\-\\-context"), "{info}");
+    fs::write(dir.path().join("file"), "").unwrap();
+    assert!(jevons(dir.path(), &["man", "--dir", "file"]).fails(1).contains("file: cannot make the folder"));
+}
+
+#[test]
+fn doctor_tells_what_there_is_and_never_a_zero_for_what_is_unknown() {
+    let dir = tempdir().unwrap();
+    let found = jevons(dir.path(), &["doctor", "--quick", "--json"]).json();
+    assert!(found["measured"].is_null() && found["load"].is_null(), "{found}");
+    let used = &found["instruction_set"]["used"];
+    assert!(found["instruction_set"]["available"].as_array().unwrap().contains(used));
+    assert!(found["threads"].as_u64().unwrap() > 0);
+    for (table, key) in
+        [("memory", "machine_bytes"), ("memory", "available_bytes"), ("cpu", "logical"), ("cpu", "cores")]
+    {
+        assert_ne!(found["machine"][table][key], 0, "{table}.{key}");
+    }
+    assert!(found["disks"].as_array().unwrap().iter().any(|d| d["for"] == "this folder"));
+    assert_eq!(found["models"].as_array().unwrap().len(), 7);
+    let text = jevons(dir.path(), &["doctor", "--quick"]).ok();
+    for words in ["Processor", "What jevons uses", "Models at 4,096 tokens", "DeepSeek-R1 in FP8"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(!text.contains("Measured now") && !text.contains("tokens/s"), "{text}");
+}
+
+#[test]
+fn doctor_measures_and_an_unknown_path_is_refused() {
+    let dir = tempdir().unwrap();
+    let found = jevons(dir.path(), &["doctor", "--json"]).json();
+    for rate in ["read_bytes_per_s", "bf16_product_flop_per_s"] {
+        for threads in ["one_thread", "all_threads"] {
+            assert!(found["measured"][rate][threads].as_f64().unwrap() > 1e6, "{rate} {threads}: {found}");
+        }
+    }
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_jevons"))
+        .args(["doctor", "--quick"])
+        .env("JEVONS_ISA", "neon9")
+        .output()
+        .unwrap();
+    let err = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.code() == Some(1) && run.stdout.is_empty(), "{err}");
+    assert!(err.contains("JEVONS_ISA=neon9: this CPU has portable"), "{err}");
 }
 
 #[test]

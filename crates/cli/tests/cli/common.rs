@@ -42,18 +42,33 @@ impl Run {
     }
 }
 
-/// `jevons` with these arguments in `dir`, with `stdin` piped in and a home folder of its own.
+/// `jevons` with these arguments in `dir`, with a home folder of its own and nothing in the environment that says where
+/// models are.
+pub fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jevons"));
+    command.args(args).current_dir(dir).env("HOME", dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("JEVONS_LEDGER", "off");
+    for name in ["JEVONS_WALL_FILE", "JEVONS_WALL_COMMAND", "JEVONS_WATTS"] {
+        command.env_remove(name);
+    }
+    for name in ["XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"] {
+        command.env_remove(name);
+    }
+    for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"] {
+        command.env_remove(name).env_remove(name.to_lowercase());
+    }
+    command
+}
+
+/// The same to its end, with `stdin` piped in.
 pub fn jevons_with(dir: &Path, args: &[&str], stdin: &str) -> Run {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_jevons"))
-        .args(args)
-        .current_dir(dir)
-        .env("HOME", dir)
-        .env_remove("XDG_DATA_HOME")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    finish(command(dir, args), stdin)
+}
+
+/// Runs a command to its end, with `stdin` piped in.
+pub fn finish(mut command: Command, stdin: &str) -> Run {
+    let mut child = command.spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes()); // it may have left already
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();

@@ -122,16 +122,66 @@ fn info_tells_parameters_and_sizes_without_loading_weights() {
     // kv_b 32·16, o 32·16; dense layer 3·48·32; expert layer gate 4·32 + 4, experts 4·3·16·32, shared 3·16·32; last norm 32.
     let attention = 64 + 1024 + 768 + 16 + 512 + 512;
     let total = 20480 + 2 * attention + 4608 + (132 + 6144 + 1536) + 32;
-    assert_eq!(info["parameters"], json!({ "total": total, "active_per_token": total - 3072 }));
-    assert_eq!(info["bytes"]["bf16"], 2 * total);
+    assert_eq!(info["parameters"]["total"], total);
+    assert_eq!(info["parameters"]["active_per_token"], total - 3072);
+    assert_eq!(info["parameters"]["multiplied_per_token"], total - 3072 - 10240);
+    assert_eq!(info["bytes"]["bf16"], 2 * total + 2 * 4, "the selection biases of 4 experts are f32");
     assert_eq!(info["context"], 160);
     // 2 layers of 2 heads with 16 numbers of a key and 8 of a value, 2 bytes each; or 16 + 8 latent numbers a layer.
-    assert_eq!(info["kv_bytes_per_token"], json!({ "bf16": 192, "f32": 384, "bf16_latent": 96 }));
+    assert_eq!(info["kv_bytes_per_token"], json!({ "expanded": 192, "absorbed": 96 }));
     assert_eq!(info["tokenizer"], json!(null));
     let text = jevons(dir.path(), &["info", "m"]).ok();
     assert!(text.contains("deepseek_v3 (DeepseekV3ForCausalLM)") && text.contains("no tokenizer.json"), "{text}");
     let config_alone = jevons(dir.path(), &["info", "m/config.json", "--json"]).json();
     assert_eq!(config_alone["parameters"], info["parameters"]);
+}
+
+#[test]
+fn info_lists_files_and_hashes_them_on_request() {
+    let dir = tempdir().unwrap();
+    let model = dir.path().join("m");
+    write_model(&model);
+    fs::write(model.join("README.md"), "---\nlicense: mit\n---\n").unwrap();
+    fs::write(model.join("modeling_x.py"), "abc").unwrap();
+    let info = jevons(dir.path(), &["info", "m", "--json", "--hash"]).json();
+    assert_eq!(info["licence"], "mit (README.md)");
+    let file =
+        |name: &str| info["folder"]["files"].as_array().unwrap().iter().find(|f| f["name"] == name).unwrap().clone();
+    // FIPS 180-2, of "abc".
+    let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!((&file("modeling_x.py")["sha256"], &file("modeling_x.py")["kind"]), (&json!(sha), &json!("code")));
+    let ids: Vec<&str> = info["remarks"].as_array().unwrap().iter().map(|r| r["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["no_tokenizer", "no_generation_config", "code_files"]);
+    let text = jevons(dir.path(), &["info", "m", "--hash"]).ok();
+    assert!(text.contains(sha) && text.contains("warning: program files: modeling_x.py"), "{text}");
+    assert!(!text.contains('\u{1b}'), "colours in a pipe: {text}");
+}
+
+#[test]
+fn info_takes_a_context_up_to_the_longest() {
+    let dir = tempdir().unwrap();
+    write_model(&dir.path().join("m"));
+    let at = |n: &str| jevons(dir.path(), &["info", "m", "--json", "--context", n]);
+    assert_eq!(at("100").json()["at_context"], 100);
+    assert!(at("161").fails(1).contains("longest context is 160 tokens"));
+    assert_eq!(jevons(dir.path(), &["info", "m", "--json"]).json()["at_context"], 160);
+}
+
+#[test]
+fn info_does_not_read_a_file_that_is_too_large_for_a_config() {
+    let dir = tempdir().unwrap();
+    fs::File::create(dir.path().join("model.safetensors")).unwrap().set_len(1 << 34).unwrap();
+    let err = jevons(dir.path(), &["info", "model.safetensors"]).fails(1);
+    assert!(err.contains("model.safetensors: cannot read") && err.contains("larger than 16 MiB"), "{err}");
+}
+
+#[test]
+fn info_tells_of_weights_that_cannot_be_opened() {
+    let dir = tempdir().unwrap();
+    write_model(&dir.path().join("m"));
+    fs::write(dir.path().join("m/model.safetensors"), "short").unwrap();
+    let text = jevons(dir.path(), &["info", "m"]).ok();
+    assert!(text.contains("problem: the weights cannot be opened"), "{text}");
 }
 
 #[test]

@@ -47,6 +47,41 @@ fn special_tokens_are_text_unless_asked_for() {
     assert_eq!(jevons(dir.path(), &["tokenizer", "decode", "m", &json, "--skip-special"]).ok(), "ab");
 }
 
+/// All bytes and `ab`, as a .tiktoken file.
+fn tiktoken() -> String {
+    let letter = |i: u8| char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[i as usize]);
+    let one = |b: u8| format!("{}{}== {b}\n", letter(b >> 2), letter(b << 4 & 63));
+    (0..=255).map(one).collect::<String>() + "YWI= 256\n"
+}
+
+#[test]
+fn a_tiktoken_vocabulary_becomes_a_tokenizer() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("x.tiktoken"), tiktoken()).unwrap();
+    fs::write(
+        dir.path().join("config.json"),
+        r#"{"added_tokens_decoder": {"257": {"content": "<end>", "special": true}}}"#,
+    )
+    .unwrap();
+    let convert = |further: &[&str]| jevons(dir.path(), &[&["tokenizer", "convert"], further].concat());
+    let said = convert(&["x.tiktoken", "--like", "qwen2", "-o", "q.json"]).ok();
+    assert_eq!(said, "q.json: 260 ids, 1 merges, 3 added tokens\n");
+    let encode = |file: &str, text: &str| jevons(dir.path(), &["tokenizer", "encode", file, "--special", text]).ok();
+    assert_eq!(encode("q.json", "abc<|im_end|>"), "[256,99,259]\n");
+    convert(&["x.tiktoken", "--like", "kimi-k2", "--config", "config.json", "-o", "k.json"]).ok();
+    assert_eq!(encode("k.json", "ab<end>"), "[256,257]\n");
+    for (args, words) in [
+        (&["x.tiktoken", "-o", "n.json"][..], "add --like"),
+        (&["x.tiktoken", "--like", "qwen2", "-o", "q.json"], "q.json: exists already"),
+        (&["none.tiktoken", "--like", "qwen2", "-o", "n.json"], "none.tiktoken"),
+        (&["config.json", "--like", "qwen2", "-o", "n.json"], "config.json: not a tokenizer: line 1"),
+        (&["x.gguf", "--like", "qwen2", "-o", "n.json"], "says itself"),
+    ] {
+        let error = convert(args).fails(1);
+        assert!(error.contains(words) && !dir.path().join("n.json").exists(), "{error}");
+    }
+}
+
 #[test]
 fn tokenizer_errors_name_the_file_and_write_nothing() {
     let dir = tempdir().unwrap();
@@ -140,8 +175,10 @@ fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
     fs::write(dir.path().join("a.txt"), text).unwrap();
     jevons(dir.path(), &["tokenizer", "train", "a.txt", "--vocab-size", "321", "--min-frequency", "1", "-o", "t"]).ok();
     fs::copy(dir.path().join("t/tokenizer.json"), dir.path().join("m/tokenizer.json")).unwrap();
-    for args in [&["generate", "m", "x"][..], &["score", "m", "--text", "x"], &["chat", "m"], &["info", "m"]] {
+    for args in [&["generate", "m", "x"][..], &["score", "m", "--text", "x"], &["chat", "m"]] {
         let err = jevons(dir.path(), args).fails(1);
         assert!(err.contains("321") && err.contains("320"), "{err}");
     }
+    let info = jevons(dir.path(), &["info", "m"]).ok();
+    assert!(info.contains("problem: the tokenizer has 321 tokens, the vocabulary 320 rows"), "{info}");
 }

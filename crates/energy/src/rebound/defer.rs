@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn deadlines_hold_and_nothing_is_saved_where_now_is_best() {
         let hours = file(&[100.0, 200.0, 50.0, 50.0]);
-        let at = |h| Some(hours.hours()[h].start);
+        let at = |h: usize| Some(hours.hours()[h].start);
         assert_eq!(defer(&hours, 2, 1.0, None, at(2)).unwrap().saved_g, 0.0);
         assert_eq!(defer(&hours, 2, 1.0, at(2), None).unwrap().now.carbon_g, 50.0);
         let error = defer(&hours, 2, 1.0, at(3), None).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Sixteen f32 lanes, the unit of every product kernel: plain Rust, two AVX2 registers, or one AVX-512 register.
+//! Sixteen f32 lanes, the unit of every product kernel: plain Rust, four NEON registers, two of AVX2, or one of AVX-512.
 
 use half::bf16;
 
@@ -12,6 +12,8 @@ use crate::{
 pub(crate) trait Lanes: Copy {
     /// Rows and 16-column panels of a tile whose accumulators fit the registers.
     const TILE: (usize, usize);
+    /// Panels that are read side by side for one row: as many streams as memory likes and registers allow.
+    const STREAMS: usize;
     unsafe fn zero() -> Self;
     /// Reads 16 `f32` at `p`.
     unsafe fn load(p: *const f32) -> Self;
@@ -104,6 +106,7 @@ pub(super) struct Plain([f32; 16]);
 
 impl Lanes for Plain {
     const TILE: (usize, usize) = (4, 1);
+    const STREAMS: usize = 1;
     #[inline(always)]
     unsafe fn zero() -> Self {
         Self([0.0; 16])
@@ -160,6 +163,7 @@ mod x86 {
 
     impl Lanes for Avx2 {
         const TILE: (usize, usize) = (2, 1);
+        const STREAMS: usize = 2;
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: see the module.
@@ -216,6 +220,7 @@ mod x86 {
 
     impl Lanes for Avx512 {
         const TILE: (usize, usize) = (4, 2);
+        const STREAMS: usize = 4;
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: see the module.
@@ -259,6 +264,74 @@ mod x86 {
                 let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
                 let odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xFFFF_0000_u32 as i32)));
                 (Self(even), Self(odd))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) use arm::Neon;
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    //! SAFETY of every method: every 64-bit Arm has NEON, and the trait's callers promise the pointers.
+    use std::{arch::aarch64::*, array::from_fn};
+
+    use half::bf16;
+
+    use super::Lanes;
+
+    #[derive(Clone, Copy)]
+    pub(in crate::gemm) struct Neon([float32x4_t; 4]);
+
+    impl Lanes for Neon {
+        const TILE: (usize, usize) = (2, 1);
+        const STREAMS: usize = 2;
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see the module.
+            unsafe { Self::splat(0.0) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: see the module.
+            Self(from_fn(|i| unsafe { vld1q_f32(p.add(4 * i)) }))
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            for (i, x) in self.0.into_iter().enumerate() {
+                // SAFETY: see the module.
+                unsafe { vst1q_f32(p.add(4 * i), x) }
+            }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see the module.
+            Self([unsafe { vdupq_n_f32(x) }; 4])
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self, b: Self, c: Self) -> Self {
+            // SAFETY: see the module.
+            Self(from_fn(|i| unsafe { vfmaq_f32(c.0[i], a.0[i], b.0[i]) }))
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: see the module.
+            Self(from_fn(|i| unsafe { vaddq_f32(self.0[i], other.0[i]) }))
+        }
+        #[inline(always)]
+        unsafe fn pair_f32(p: *const f32) -> (Self, Self) {
+            // SAFETY: see the module.
+            unsafe { (Self::load(p), Self::load(p.add(16))) }
+        }
+        #[inline(always)]
+        unsafe fn pair_bf16(p: *const bf16) -> (Self, Self) {
+            // SAFETY: see the module. A bf16 is the upper half of an f32: shift the even ones up, mask the odd ones.
+            unsafe {
+                let x: [uint32x4_t; 4] = from_fn(|i| vld1q_u32(p.add(8 * i).cast()));
+                let mask = vdupq_n_u32(0xFFFF_0000);
+                let even = x.map(|x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x)));
+                (Self(even), Self(x.map(|x| vreinterpretq_f32_u32(vandq_u32(x, mask)))))
             }
         }
     }

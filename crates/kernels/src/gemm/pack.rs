@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::lanes::Packable;
+use super::{fp8::PackedFp8, lanes::Packable};
 use crate::{
     isa::Isa,
     math::round_bf16,
@@ -34,17 +34,18 @@ unsafe impl bytemuck::Zeroable for Line {}
 unsafe impl bytemuck::Pod for Line {}
 
 /// Elements that begin at a cache line.
-#[derive(Clone)]
 pub(crate) struct Aligned<E> {
     lines: Vec<Line>,
     len: usize,
     kind: std::marker::PhantomData<E>,
 }
 
-impl<E: Element> Aligned<E> {
+impl<E: bytemuck::Pod> Aligned<E> {
     pub fn zeros(len: usize) -> Self {
-        let bytes = len * size_of::<E>();
-        Self { lines: vec![Line([0; 64]); bytes.div_ceil(64)], len, kind: std::marker::PhantomData }
+        let mut lines = Vec::with_capacity((len * size_of::<E>()).div_ceil(64));
+        ask_for_huge_pages(lines.spare_capacity_mut());
+        lines.resize(lines.capacity(), Line([0; 64]));
+        Self { lines, len, kind: std::marker::PhantomData }
     }
 
     /// Grows with zeros.
@@ -54,14 +55,39 @@ impl<E: Element> Aligned<E> {
     }
 }
 
-impl<E: Element> Deref for Aligned<E> {
+/// Reading a large weight end to end needs many page entries; pages of 2 MiB, where the system has them, are a twentieth faster.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(memory: &mut [std::mem::MaybeUninit<Line>]) {
+    const HUGE: usize = 2 << 20;
+    let (begin, bytes) = (memory.as_mut_ptr().addr(), size_of_val(memory));
+    let (from, to) = (begin.next_multiple_of(HUGE), (begin + bytes) / HUGE * HUGE);
+    if from < to {
+        let at = memory.as_mut_ptr().cast::<u8>().wrapping_add(from - begin);
+        // SAFETY: whole pages inside memory that is ours; the advice changes no content. That it may be refused is no matter.
+        unsafe { libc::madvise(at.cast(), to - from, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_: &mut [std::mem::MaybeUninit<Line>]) {}
+
+impl<E> Clone for Aligned<E> {
+    fn clone(&self) -> Self {
+        let mut lines = Vec::with_capacity(self.lines.len());
+        ask_for_huge_pages(lines.spare_capacity_mut());
+        lines.extend_from_slice(&self.lines);
+        Self { lines, len: self.len, kind: std::marker::PhantomData }
+    }
+}
+
+impl<E: bytemuck::Pod> Deref for Aligned<E> {
     type Target = [E];
     fn deref(&self) -> &[E] {
         &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 }
 
-impl<E: Element> DerefMut for Aligned<E> {
+impl<E: bytemuck::Pod> DerefMut for Aligned<E> {
     fn deref_mut(&mut self) -> &mut [E] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
@@ -104,18 +130,20 @@ impl<E: Packable> Packed<E> {
     /// From `[N, K]` row-major.
     pub fn from_rows<S: Element>(src: &[S], n: usize, k: usize) -> Self {
         assert_eq!(src.len(), n * k);
-        Self::build(n, k, |n0, columns, panel| {
-            for column in 0..columns {
-                let row = &src[(n0 + column) * k..][..k];
-                let (even, odd) = (E::slot(column, 0), E::slot(column, 1));
-                for (x, pair) in row.chunks(2).zip(panel.chunks_exact_mut(PAIR)) {
-                    pair[even] = E::narrow(x[0].widen());
-                    if let Some(x) = x.get(1) {
-                        pair[odd] = E::narrow(x.widen());
-                    }
+        Self::build(n, k, |n0, columns, panel| Self::fill_panel(&src[n0 * k..][..columns * k], k, panel))
+    }
+
+    /// Packs up to 16 rows of `k` into a panel.
+    pub fn fill_panel<S: Element>(rows: &[S], k: usize, panel: &mut [E]) {
+        for (column, row) in rows.chunks_exact(k).enumerate() {
+            let (even, odd) = (E::slot(column, 0), E::slot(column, 1));
+            for (x, pair) in row.chunks(2).zip(panel.chunks_exact_mut(PAIR)) {
+                pair[even] = E::narrow(x[0].widen());
+                if let Some(x) = x.get(1) {
+                    pair[odd] = E::narrow(x.widen());
                 }
             }
-        })
+        }
     }
 
     /// From the rows `[K, N]` of a row-major matrix of row length `stride`, columns `n0..n0 + n`: the transposed operand.
@@ -155,6 +183,16 @@ impl<E: Packable> Packed<E> {
         })
     }
 
+    /// Replaces rows from `first` on, which begins a panel; the last panel is whole, or ends the matrix.
+    pub fn set_rows<S: Element>(&mut self, first: usize, rows: &[S]) {
+        let (k, len) = (self.k, self.pairs() * PAIR);
+        let n = rows.len().checked_div(k).unwrap_or_default();
+        assert!(rows.len() == n * k && first.is_multiple_of(PANEL) && first + n <= self.n);
+        assert!(n.is_multiple_of(PANEL) || first + n == self.n);
+        let part = Self::from_rows(rows, n, k);
+        self.data[first / PANEL * len..][..part.data.len()].copy_from_slice(&part.data);
+    }
+
     /// Row `n` as f32 into `row` (`[K]`).
     pub fn row(&self, n: usize, row: &mut [f32]) {
         let panel = &self.data[(n / PANEL) * self.pairs() * PAIR..][..self.pairs() * PAIR];
@@ -176,6 +214,7 @@ pub struct Matrix(pub(crate) AnyPacked);
 pub(crate) enum AnyPacked {
     F32(Packed<f32>),
     Bf16(Packed<bf16>),
+    Fp8(PackedFp8),
 }
 
 /// Runs a body with `$p` bound to the packed matrix inside.
@@ -184,6 +223,7 @@ macro_rules! with_packed {
         match $m {
             $crate::gemm::pack::AnyPacked::F32($p) => $body,
             $crate::gemm::pack::AnyPacked::Bf16($p) => $body,
+            $crate::gemm::pack::AnyPacked::Fp8($p) => $body,
         }
     };
 }
@@ -198,6 +238,26 @@ impl Matrix {
         })
     }
 
+    /// All zero.
+    pub fn zeros(dtype: Dtype, n: usize, k: usize) -> Self {
+        Self(match dtype {
+            Dtype::F32 => AnyPacked::F32(Packed::zeros(n, k)),
+            Dtype::Bf16 => AnyPacked::Bf16(Packed::zeros(n, k)),
+        })
+    }
+
+    /// Replaces the rows from `first` on by row-major f32 values, rounded as by [`Matrix::from_f32`].
+    ///
+    /// # Panics
+    /// Unless `first` and the number of rows are multiples of 16 (the last rows may be fewer), or if the matrix holds codes.
+    pub fn set_rows(&mut self, first: usize, rows: &[f32]) {
+        match &mut self.0 {
+            AnyPacked::F32(p) => p.set_rows(first, rows),
+            AnyPacked::Bf16(p) => p.set_rows(first, rows),
+            AnyPacked::Fp8(_) => panic!("codes come with their scales"),
+        }
+    }
+
     /// Rows N (outputs).
     pub fn n(&self) -> usize {
         with_packed!(&self.0, p => p.n)
@@ -208,17 +268,46 @@ impl Matrix {
         with_packed!(&self.0, p => p.k)
     }
 
-    /// Number format.
+    /// Of E4M3 codes, for now zero, with the f32 scales of their 128 × 128 blocks, `[⌈N / 128⌉, ⌈K / 128⌉]`: one byte for a weight. An
+    /// element is the bf16 number `round(code · scale)`.
+    ///
+    /// # Panics
+    /// If there are not as many scales.
+    pub fn zeros_fp8(scales: Vec<f32>, n: usize, k: usize) -> Self {
+        Self(AnyPacked::Fp8(PackedFp8::zeros(scales, n, k)))
+    }
+
+    /// Replaces the codes of the rows from `first` on, row-major.
+    ///
+    /// # Panics
+    /// If the matrix holds no codes, or there are no such rows.
+    pub fn set_codes(&mut self, first: usize, codes: &[u8]) {
+        match &mut self.0 {
+            AnyPacked::Fp8(p) => p.set_codes(first, codes),
+            AnyPacked::F32(_) | AnyPacked::Bf16(_) => panic!("a matrix of {:?} takes no codes", self.dtype()),
+        }
+    }
+
+    /// Whether it holds codes of one byte.
+    pub fn is_fp8(&self) -> bool {
+        matches!(self.0, AnyPacked::Fp8(_))
+    }
+
+    /// Number format of the elements as products take them.
     pub fn dtype(&self) -> Dtype {
         match self.0 {
             AnyPacked::F32(_) => Dtype::F32,
-            AnyPacked::Bf16(_) => Dtype::Bf16,
+            AnyPacked::Bf16(_) | AnyPacked::Fp8(_) => Dtype::Bf16,
         }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        with_packed!(&self.0, p => p.data.len()) * self.dtype().size()
+        match &self.0 {
+            AnyPacked::F32(p) => p.data.len() * 4,
+            AnyPacked::Bf16(p) => p.data.len() * 2,
+            AnyPacked::Fp8(p) => p.bytes(),
+        }
     }
 
     /// Row `n` as f32 into `row` (`[K]`).
@@ -236,8 +325,9 @@ impl Matrix {
         out
     }
 
-    pub(crate) fn transposed(&self) -> Self {
+    pub(crate) fn transposed(&self, isa: Isa) -> Self {
         Self(match &self.0 {
+            AnyPacked::Fp8(p) => AnyPacked::Bf16(p.to_bf16(isa).transposed()),
             AnyPacked::F32(p) => AnyPacked::F32(p.transposed()),
             AnyPacked::Bf16(p) => AnyPacked::Bf16(p.transposed()),
         })
@@ -263,13 +353,13 @@ pub(crate) enum LeftData<'a> {
 impl<'a> Left<'a> {
     /// Rows of `x` from row `first` on.
     pub fn rows(x: &'a Tensor, first: usize, round: bool) -> Self {
-        let data = with_element!(x.dtype(), E => LeftData::from_slice(&E::slice(x)[first * x.cols..]));
+        let data = with_element!(x.dtype(), E => LeftData::of(&E::slice(x)[first * x.cols..]));
         Self { data, row_stride: x.cols, col_stride: 1, round }
     }
 
     /// All rows of `x`, columns from `from` on.
     pub fn part(x: &'a Tensor, from: usize, round: bool) -> Self {
-        let data = with_element!(x.dtype(), E => LeftData::from_slice(&E::slice(x)[from..]));
+        let data = with_element!(x.dtype(), E => LeftData::of(&E::slice(x)[from..]));
         Self { data, row_stride: x.cols, col_stride: 1, round }
     }
 
@@ -287,19 +377,13 @@ impl<'a> Left<'a> {
     }
 }
 
-trait FromSlice<'a, E> {
-    fn from_slice(x: &'a [E]) -> Self;
-}
-
-impl<'a> FromSlice<'a, f32> for LeftData<'a> {
-    fn from_slice(x: &'a [f32]) -> Self {
-        Self::F32(x)
-    }
-}
-
-impl<'a> FromSlice<'a, bf16> for LeftData<'a> {
-    fn from_slice(x: &'a [bf16]) -> Self {
-        Self::Bf16(x)
+impl<'a> LeftData<'a> {
+    /// Elements of whichever type.
+    pub fn of<E: Element>(x: &'a [E]) -> Self {
+        match E::DTYPE {
+            Dtype::F32 => Self::F32(bytemuck::cast_slice(x)),
+            Dtype::Bf16 => Self::Bf16(bytemuck::cast_slice(x)),
+        }
     }
 }
 

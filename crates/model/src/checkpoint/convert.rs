@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{CheckpointError, StoredDtype};
 
@@ -24,30 +24,22 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
+    /// How many numbers.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product() // Checked when the file was opened.
+    }
+
     /// The numbers as f32: exact from F32, BF16 and F16.
     ///
     /// # Errors
-    /// [`CheckpointError::Dtype`] for any other format.
+    /// [`CheckpointError::Dtype`] for any other format. FP8 needs its scales: [`super::Checkpoint::read_f32`].
     pub fn to_f32(&self) -> Result<Vec<f32>, CheckpointError> {
-        match self.dtype {
-            StoredDtype::F32 => Ok(map(self.bytes, f32::from_le_bytes)),
-            StoredDtype::BF16 => Ok(map(self.bytes, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))),
-            StoredDtype::F16 => Ok(map(self.bytes, |b| f16::from_le_bytes(b).to_f32())),
-            _ => Err(self.wrong_dtype(FLOATS)),
+        if !matches!(self.dtype, StoredDtype::F32 | StoredDtype::BF16 | StoredDtype::F16) {
+            return Err(self.wrong_dtype(FLOATS));
         }
-    }
-
-    /// The numbers as bf16: exact from BF16, rounded to nearest even from F32 and F16.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Dtype`] for any other format.
-    pub fn to_bf16(&self) -> Result<Vec<bf16>, CheckpointError> {
-        match self.dtype {
-            StoredDtype::F32 => Ok(map(self.bytes, |b| bf16::from_f32(f32::from_le_bytes(b)))),
-            StoredDtype::BF16 => Ok(map(self.bytes, bf16::from_le_bytes)),
-            StoredDtype::F16 => Ok(map(self.bytes, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()))),
-            _ => Err(self.wrong_dtype(FLOATS)),
-        }
+        let mut out = vec![0.0; self.elements()];
+        floats(self.dtype, self.bytes, &mut out);
+        Ok(out)
     }
 
     /// The numbers as i64, from any integer format: token ids, for instance.
@@ -80,9 +72,25 @@ impl TensorView<'_> {
         })
     }
 
-    fn wrong_dtype(&self, expected: &'static str) -> CheckpointError {
+    pub(super) fn wrong_dtype(&self, expected: &'static str) -> CheckpointError {
         CheckpointError::Dtype { path: self.path.into(), name: self.name.into(), found: self.dtype, expected }
     }
+}
+
+/// F32, BF16 or F16 to f32.
+pub(super) fn floats(dtype: StoredDtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        StoredDtype::F32 => widen(bytes, out, f32::from_le_bytes),
+        StoredDtype::BF16 => widen(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        StoredDtype::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        other => unreachable!("{other} is no float of this list"),
+    }
+}
+
+fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
+    let (chunks, rest) = bytes.as_chunks::<N>();
+    assert!(rest.is_empty() && chunks.len() == out.len());
+    out.iter_mut().zip(chunks).for_each(|(x, bytes)| *x = f(*bytes));
 }
 
 /// The length was checked against format and shape when the file was opened, so no bytes remain.

@@ -153,6 +153,36 @@ pub enum CheckpointError {
         /// Formats that would do.
         expected: &'static str,
     },
+    /// FP8 without scales.
+    #[error(
+        "{path}: `{}` is stored as F8_E4M3, but no file of the checkpoint has its scales, `{}`; is a shard missing?",
+        printable(.name), printable(.scales),
+        path = .path.display()
+    )]
+    NoScales {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The tensor that would hold the scales.
+        scales: String,
+    },
+    /// Scales of another size than the blocks of their weight ask.
+    #[error(
+        "{path}: `{}` is {found:?}, expected {expected:?}, a scale for each block of 128 × 128 of its weight",
+        printable(.name),
+        path = .path.display()
+    )]
+    ScaleShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor of scales.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that follows from the weight.
+        expected: Vec<usize>,
+    },
     /// A value that does not fit what it is read as.
     #[error("{path}: `{}` has a value of {found}, expected {expected}", printable(.name), path = .path.display())]
     Value {
@@ -199,8 +229,12 @@ impl CheckpointError {
 
 fn dtype_hint(found: StoredDtype) -> &'static str {
     match found {
-        StoredDtype::F8_E4M3 | StoredDtype::F8_E5M2 => {
-            "; FP8 checkpoints are not supported yet, use the model's BF16 conversion"
+        StoredDtype::F8_E5M2
+        | StoredDtype::F8_E4M3FNUZ
+        | StoredDtype::F8_E5M2FNUZ
+        | StoredDtype::I8
+        | StoredDtype::U8 => {
+            "; this quantisation is not supported, take the BF16 or the block-FP8 version of the model"
         }
         _ => "; is it another model's?",
     }

@@ -18,7 +18,7 @@ use super::{CheckpointError, printable};
 /// DeepSeek-V3's takes 9 MB.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 /// DeepSeek-V3 has 163. Each is mapped, and maps are few.
-const MAX_SHARDS: usize = 10_000;
+pub(crate) const MAX_SHARDS: usize = 10_000;
 
 #[derive(Deserialize)]
 pub(super) struct Index {

@@ -10,10 +10,14 @@ mod convert;
 mod error;
 mod header;
 mod index;
+mod rows;
 mod write;
 
 pub use convert::TensorView;
 pub use error::CheckpointError;
+pub(crate) use index::MAX_SHARDS;
+pub use rows::Rows;
+pub(crate) use rows::{RowOrder, Stored, scale_name};
 /// Number format of a stored tensor, named as in the file (`BF16`, `F32`, `F8_E4M3`, ...).
 pub use safetensors::Dtype as StoredDtype;
 pub use write::{SaveDtype, TensorOut, save_model, write_safetensors};
@@ -30,8 +34,8 @@ use jevons_sys::MappedFile;
 
 use crate::Config;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint, of one file or of shards. `'a` is the life of borrowed bytes, `'static` for files.
 pub struct Checkpoint<'a> {
@@ -49,13 +53,13 @@ struct WeightFile<'a> {
     bytes: Bytes<'a>,
 }
 
-enum Bytes<'a> {
+pub(crate) enum Bytes<'a> {
     Mapped(MappedFile),
     Borrowed(&'a [u8]),
 }
 
 impl Bytes<'_> {
-    fn get(&self) -> &[u8] {
+    pub fn get(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
             Self::Borrowed(bytes) => bytes,
@@ -141,6 +145,9 @@ impl<'a> Checkpoint<'a> {
 
     fn add(&mut self, path: PathBuf, bytes: Bytes<'a>) -> Result<(), CheckpointError> {
         let header = header::parse(&path, bytes.get())?;
+        if let Bytes::Mapped(map) = &bytes {
+            map.release(0..map.len()); // What was parsed is copied.
+        }
         for tensor in header.tensors {
             if let Some(&first) = self.by_name.get(&tensor.name) {
                 let other = self.files[self.tensors[first].file].path.clone();
@@ -157,6 +164,10 @@ impl<'a> Checkpoint<'a> {
     /// The folder or file that was opened; `<memory>` for borrowed bytes.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|f| f.path.as_path())
     }
 
     /// The names of all tensors, by file and by place in it.
@@ -209,20 +220,23 @@ impl<'a> Checkpoint<'a> {
         self.stored_dtype() == Some(StoredDtype::F32)
     }
 
-    /// A tensor of this shape as f32: exact from F32, BF16 and F16.
+    /// A tensor of this shape as f32: exact from F32, BF16 and F16; `code · scale` from a matrix in block FP8 (see
+    /// [`Checkpoint::rows`]).
     ///
     /// # Errors
-    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], or [`CheckpointError::Dtype`] for any other format.
+    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`]; [`CheckpointError::Dtype`] for any other format;
+    /// [`CheckpointError::NoScales`], [`CheckpointError::ScaleShape`] and [`CheckpointError::Value`] for FP8 that makes no
+    /// sense.
     pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        self.expect(name, shape)?.to_f32()
+        self.rows(name, shape)?.read_all()
     }
 
-    /// A tensor of this shape as bf16: exact from BF16, rounded to nearest even from F32 and F16.
+    /// The same as bf16: exact from BF16, else rounded to nearest even.
     ///
     /// # Errors
     /// As [`Checkpoint::read_f32`].
     pub fn read_bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, CheckpointError> {
-        self.expect(name, shape)?.to_bf16()
+        Ok(self.read_f32(name, shape)?.into_iter().map(bf16::from_f32).collect())
     }
 
     /// A tensor of this shape.
@@ -243,11 +257,14 @@ impl<'a> Checkpoint<'a> {
         Ok(view)
     }
 
-    /// Tensors that a model of this config does not use, sorted: rotary tables of old tools, a tied head stored twice. Worth a
-    /// warning, not an error.
+    /// Tensors that a model of this config does not use, sorted: rotary tables of old tools, a tied head stored twice, scales of
+    /// what is not FP8. Worth a warning, not an error.
     pub fn unexpected(&self, config: &Config) -> Vec<String> {
         let copies = config.mtp_copies().into_iter().map(|(name, _)| name);
-        let known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).chain(copies).collect();
+        let mut known: HashSet<String> = config.tensors().into_iter().map(|t| t.name).chain(copies).collect();
+        let scaled = known.iter().filter(|name| self.get(name).is_some_and(|t| t.dtype == StoredDtype::F8_E4M3));
+        let scales: Vec<String> = scaled.map(|name| rows::scale_name(name)).collect();
+        known.extend(scales);
         let mut names: Vec<String> = self.names().filter(|&name| !known.contains(name)).map(str::to_owned).collect();
         names.sort();
         names

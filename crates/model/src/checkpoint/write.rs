@@ -27,7 +27,7 @@ pub struct TensorOut {
 
 impl TensorOut {
     /// Bytes that the tensor takes in the file.
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let bits = self.shape.iter().fold(self.dtype.bitsize() as u64, |n, &d| n * d as u64);
         assert!(bits.is_multiple_of(8), "`{}` does not fill whole bytes", self.name);
         bits / 8
@@ -89,8 +89,8 @@ pub fn write_safetensors(
 /// the copies that the published layout keeps with multi-token prediction ([`Config::mtp_copies`]). Both files are on
 /// the disk before the weights and then config.json are renamed into place, so only a crash between the two renames
 /// leaves files of two models; a run that needs more saves into a new folder. config.json keeps all keys of
-/// [`Config::raw`]; it says the new format of the weights, and how many layers of multi-token prediction are written. The
-/// folder is made if it is not there.
+/// [`Config::raw`]; it says the new format of the weights, no quantisation, and how many layers of multi-token prediction are
+/// written. The folder is made if it is not there.
 ///
 /// # Errors
 /// [`CheckpointError::Write`] for whatever the system says, for instance that the disk is full; a model that was there

@@ -43,6 +43,24 @@ pub enum ConfigError {
         /// What the key would hold.
         expected: String,
     },
+    /// Several keys are not there.
+    #[error("{} are missing; {family} needs them all. Is this the whole file?", list(.keys))]
+    MissingSeveral {
+        /// The keys.
+        keys: Vec<String>,
+        /// `model_type`.
+        family: String,
+    },
+    /// A family that is known and not supported.
+    #[error("`model_type` is {found}, which is not supported: {missing}. Supported: {supported}")]
+    Family {
+        /// The value.
+        found: String,
+        /// What the family has that no supported one has.
+        missing: &'static str,
+        /// What is supported.
+        supported: &'static str,
+    },
     /// A value that no model can have.
     #[error("`{key}` is {found}, expected {expected}")]
     Invalid {
@@ -75,14 +93,6 @@ pub enum ConfigError {
         /// Its value.
         other_found: String,
     },
-    /// Block FP8 weights.
-    #[error(
-        "`quantization_config` says {method}: FP8 checkpoints are not supported yet; use the model's BF16 conversion (its config.json has no `quantization_config`)"
-    )]
-    Fp8 {
-        /// The value of `quant_method`.
-        method: String,
-    },
     /// All sizes are possible alone, not together.
     #[error("the sizes together make {what}, more than the {limit} that a model may have; is a size mistyped?")]
     TooLarge {
@@ -105,4 +115,8 @@ pub enum ConfigError {
 
 fn did_you_mean(key: Option<&str>) -> String {
     key.map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
+}
+
+fn list(keys: &[String]) -> String {
+    keys.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
 }

@@ -4,7 +4,7 @@ use std::{fs::File, io::Read, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{Attention, Config, ConfigError, Family, Moe, Rope, RopeScaling, TopkMethod};
+use super::{Attention, Config, ConfigError, Family, Moe, Quantization, Rope, RopeScaling, TopkMethod, refused};
 
 /// The largest published config.json is below 10 KB; some list a label per token.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -21,25 +21,43 @@ const SUPPORTED_FAMILIES: &str = "deepseek_v2 (DeepSeek-V2, V2-Lite), deepseek_v
      llama (Llama 2 and 3, R1-Distill-Llama), qwen2 (Qwen2, Qwen2.5, R1-Distill-Qwen)";
 
 pub(super) fn from_file(path: &Path) -> Result<Config, ConfigError> {
+    from_json(&text_of(path)?).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+}
+
+/// The text of a config.json and its keys, none of them looked at.
+pub(super) fn keys_of_file(path: &Path) -> Result<(String, Map<String, Value>), ConfigError> {
+    let text = text_of(path)?;
+    let keys = object(&text).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })?;
+    Ok((text, keys))
+}
+
+/// The text of a file that is small enough to be a config.
+pub(crate) fn text_of(path: &Path) -> Result<String, ConfigError> {
     let read = || -> std::io::Result<String> {
         let mut text = String::new();
         let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
             return Err(std::io::Error::other("not a file"));
         }
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
+        if metadata.len() <= MAX_FILE_BYTES {
+            file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+        }
+        if metadata.len().max(text.len() as u64) > MAX_FILE_BYTES {
             return Err(std::io::Error::other("larger than 16 MiB, which no config.json is"));
         }
         Ok(text)
     };
-    let text = read().map_err(|error| ConfigError::Read { path: path.into(), error })?;
-    from_json(&text).map_err(|error| ConfigError::File { path: path.into(), error: Box::new(error) })
+    read().map_err(|error| ConfigError::Read { path: path.into(), error })
 }
 
 pub(super) fn from_json(text: &str) -> Result<Config, ConfigError> {
+    from_object(object(text)?)
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, ConfigError> {
     match serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))? {
-        Value::Object(map) => from_object(map),
+        Value::Object(map) => Ok(map),
         other => Err(ConfigError::NotAnObject { found: brief(&other) }),
     }
 }
@@ -55,13 +73,68 @@ pub(super) fn family(map: &Map<String, Value>) -> Result<Family, ConfigError> {
         Value::String(s) if s == "deepseek_v2" => Ok(Family::DeepseekV2),
         Value::String(s) if s == "qwen2" => Ok(Family::Qwen2),
         Value::String(s) if s == "llama" => Ok(Family::Llama),
-        other => Err(unsupported("model_type", other, SUPPORTED_FAMILIES)),
+        other => Err(match other.as_str().and_then(refused::what_is_missing) {
+            Some(missing) => ConfigError::Family { found: brief(other), missing, supported: SUPPORTED_FAMILIES },
+            None => unsupported("model_type", other, SUPPORTED_FAMILIES),
+        }),
+    }
+}
+
+/// Keys without which there is no model, in the order of a published file. Others have a default, or are asked for where another
+/// key needs them.
+const REQUIRED: [&str; 6] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+];
+/// The same of latent attention and experts.
+const REQUIRED_DEEPSEEK: [&str; 10] = [
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "n_shared_experts",
+    "moe_intermediate_size",
+    "first_k_dense_replace",
+];
+
+fn required(family: Family) -> Vec<&'static str> {
+    let own: &[&str] = match family {
+        Family::DeepseekV3 | Family::DeepseekV2 => &REQUIRED_DEEPSEEK,
+        Family::Qwen2 => &["num_key_value_heads"],
+        Family::Llama => &[],
+    };
+    let groups: &[&str] = if family == Family::DeepseekV3 { &["n_group", "topk_group"] } else { &[] };
+    [&REQUIRED, own, groups].concat()
+}
+
+/// One error for all missing keys, if they are several; of one alone the reader knows more to say.
+pub(super) fn refuse_missing(
+    map: &Map<String, Value>,
+    owner: &str,
+    required: impl Iterator<Item = &'static str>,
+) -> Result<(), ConfigError> {
+    let mut keys: Vec<String> = required.filter(|&key| !map.contains_key(key)).map(str::to_owned).collect();
+    match keys.len() {
+        0 => Ok(()),
+        1 => Err(ConfigError::Missing { key: keys.remove(0), family: owner.into(), expected: "a whole number".into() }),
+        _ => Err(ConfigError::MissingSeveral { keys, family: owner.into() }),
     }
 }
 
 pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError> {
     let family = family(&raw)?;
-    refuse_quantized(&raw)?;
+    if let Err(several @ ConfigError::MissingSeveral { .. }) =
+        refuse_missing(&raw, family.model_type(), required(family).into_iter())
+    {
+        return Err(several);
+    }
     let keys = Keys { map: &raw, table: "", owner: family.model_type() };
     keys.only("hidden_act", &[Value::from("silu")], "silu")?;
 
@@ -125,6 +198,7 @@ pub(super) fn from_object(raw: Map<String, Value>) -> Result<Config, ConfigError
         rope,
         attention,
         moe,
+        quantization: Quantization::from_config(&raw)?,
         bos_token_id: keys.token_id("bos_token_id", vocab_size)?,
         eos_token_ids: eos(&keys, vocab_size)?,
         raw,
@@ -145,16 +219,6 @@ fn check_together(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::TooLarge { what: format!("{parameters} parameters"), limit: MAX_PARAMETERS });
     }
     Ok(())
-}
-
-fn refuse_quantized(raw: &Map<String, Value>) -> Result<(), ConfigError> {
-    match raw.get("quantization_config") {
-        None | Some(Value::Null) => Ok(()),
-        Some(q) => Err(match q.get("quant_method").unwrap_or(q) {
-            Value::String(method) if method == "fp8" => ConfigError::Fp8 { method: brief(&method.clone().into()) },
-            other => unsupported("quantization_config.quant_method", other, "none (weights in BF16, F16 or F32)"),
-        }),
-    }
 }
 
 fn mla(keys: &Keys<'_>, heads: usize) -> Result<Attention, ConfigError> {

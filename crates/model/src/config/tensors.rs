@@ -23,7 +23,12 @@ impl TensorSpec {
     /// Whether published checkpoints hold this tensor in f32 whatever the rest is in: the gate's selection bias, whose
     /// steps of 1e-3 would be lost in bf16.
     pub fn is_always_f32(&self) -> bool {
-        self.name.ends_with(".e_score_correction_bias")
+        Self::name_is_always_f32(&self.name)
+    }
+
+    /// [`TensorSpec::is_always_f32`] of a name.
+    pub(crate) fn name_is_always_f32(name: &str) -> bool {
+        name.ends_with(".e_score_correction_bias")
     }
 
     /// The routed expert that the tensor belongs to.
@@ -83,7 +88,7 @@ impl Config {
         (self.num_hidden_layers + self.num_nextn_predict_layers) as u64 * (28 + 3 * experts) + 3
     }
 
-    pub(super) fn for_each_tensor(&self, f: &mut dyn FnMut(String, &[usize])) {
+    pub(crate) fn for_each_tensor(&self, f: &mut dyn FnMut(String, &[usize])) {
         let d = self.hidden_size;
         f(EMBEDDING.into(), &[self.vocab_size, d]);
         for i in 0..self.num_hidden_layers {

@@ -6,10 +6,10 @@ use super::{Exchange, arithmetic};
 use crate::rng::{Rng, Stream};
 
 /// Raised with every change of what is generated, so that token files of older examples are made again.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const WHAT_I_AM: &str = "I add and subtract two-digit numbers step by step, and I can continue a text. \
-                         For more, use jevons chat with the folder of a larger model.";
+                         For more, fetch a larger model: jevons pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B";
 
 /// A kind of question: ways to ask, what to think, how to begin the answer.
 struct Kind {

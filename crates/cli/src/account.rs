@@ -1,0 +1,287 @@
+//! The energy account of a command: what it spends is metered and written to the ledger.
+//!
+//! An account that fails never stops its command: it warns once and goes on without the ledger.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fmt,
+    io::Cursor,
+    path::{Path, PathBuf},
+};
+
+use anyhow::bail;
+use jevons_energy::{
+    allocate::{ModelCosts, SequenceStep},
+    grade::Energy,
+    ledger::{Entry, Fingerprint, Group, Ledger, Phase, Recorder, StepUser, Work},
+    meter::{Meter, Options, Wall, Window},
+};
+use jevons_model::{
+    Config,
+    account::{Component, WeightFormat},
+};
+use serde_json::{Value, json};
+
+use crate::source::Files;
+
+/// Of every command that computes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct LedgerArgs {
+    /// Write nothing to the energy ledger; JEVONS_LEDGER=off does the same
+    #[arg(long, help_heading = "Energy")]
+    no_ledger: bool,
+}
+
+impl LedgerArgs {
+    /// Whether nothing is to be written.
+    pub fn off(&self) -> bool {
+        self.no_ledger
+    }
+}
+
+/// Where the ledger is: `JEVONS_LEDGER`, else in the user's data folder. None if it is off, or there is no such folder.
+pub fn ledger_path() -> Option<PathBuf> {
+    match env::var_os("JEVONS_LEDGER").filter(|v| !v.is_empty()) {
+        Some(off) if off == "off" => None,
+        Some(path) => Some(path.into()),
+        None => Some(dirs::data_dir()?.join("jevons").join("energy.sqlite")),
+    }
+}
+
+/// What to meter by, beside what the machine has: `JEVONS_WALL_FILE`, `JEVONS_WALL_COMMAND`, `JEVONS_WATTS`.
+pub fn meter_options() -> anyhow::Result<Options> {
+    let named = |name| env::var_os(name).filter(|v: &OsString| !v.is_empty());
+    let command = named("JEVONS_WALL_COMMAND").map(|c| Wall::Command(c.to_string_lossy().into_owned()));
+    let wall = named("JEVONS_WALL_FILE").map(|file| Wall::File(file.into())).or(command);
+    let calibrated_w = match named("JEVONS_WATTS") {
+        Some(watts) => match parse_watts(&watts.to_string_lossy()) {
+            Ok(watts) => Some(watts),
+            Err(error) => bail!("JEVONS_WATTS: {error}"),
+        },
+        None => None,
+    };
+    Ok(Options { wall, calibrated_w, ..Options::default() })
+}
+
+/// `IDLE:FULL` in watts.
+pub fn parse_watts(text: &str) -> Result<(f64, f64), String> {
+    let watts = text.split_once(':').and_then(|(idle, full)| Some((idle.parse().ok()?, full.parse().ok()?)));
+    let sensible = |(idle, full): &(f64, f64)| *idle >= 0.0 && idle <= full && full.is_finite();
+    watts.filter(sensible).ok_or_else(|| format!("expected IDLE:FULL in watts, such as 12:65, found {text:?}"))
+}
+
+/// A running account.
+pub struct Account {
+    recorder: Recorder,
+    /// Floating-point operations of a forward pass of one token: two per parameter that it uses, attention left out.
+    flop_per_token: Option<f64>,
+    costs: Option<ModelCosts>,
+}
+
+impl Account {
+    /// Opens the account of a command.
+    pub fn open(args: &LedgerArgs, command: &str) -> Self {
+        let options = meter_options().unwrap_or_else(|error| {
+            eprintln!("warning: {error}");
+            Options::default()
+        });
+        let path = ledger_path().filter(|_| !args.no_ledger);
+        let ledger = path.map(Ledger::open).transpose();
+        let mut account = Self {
+            recorder: Recorder::start(Meter::discover(options), ledger, command),
+            flop_per_token: None,
+            costs: None,
+        };
+        account.warn();
+        account
+    }
+
+    /// What was done so far was loading this model.
+    pub fn loaded(&mut self, files: &Files) {
+        let mut print = Fingerprint::new();
+        let added = match files {
+            Files::Folder(folder) => print.add_checkpoint(folder),
+            Files::BuiltIn(files) => print.add("model.safetensors", &mut Cursor::new(files.weights())),
+        };
+        if added.is_ok() {
+            self.recorder.set_model(print.finish());
+        }
+        let config = files.config().ok();
+        self.flop_per_token = config.as_ref().map(|config| 2.0 * config.active_parameters() as f64);
+        self.costs = config.as_ref().map(model_costs);
+        self.phase(Phase::Load, Work::default());
+    }
+
+    /// What was done so far made the model in this folder.
+    pub fn made(&mut self, folder: &Path) {
+        let mut print = Fingerprint::new();
+        if print.add_checkpoint(folder).is_ok() {
+            self.recorder.set_model(print.finish());
+        }
+    }
+
+    /// So many parameters are used by a token of the model that is being trained.
+    pub fn trains(&mut self, active_parameters: u64) {
+        self.flop_per_token = Some(2.0 * active_parameters as f64);
+    }
+
+    /// Tokens with the operations of their forward pass.
+    pub fn forward(&self, tokens: usize) -> Work {
+        Work { flop: self.flop_per_token.map(|f| f * tokens as f64), ..Work::tokens(tokens) }
+    }
+
+    /// The time since the last phase was spent on this one.
+    pub fn phase(&mut self, phase: Phase, work: Work) {
+        self.recorder.phase(phase, work);
+        self.warn();
+    }
+
+    /// The time since the last phase was spent on this one of the present request.
+    pub fn phase_of_request(&mut self, phase: Phase, work: Work) {
+        self.recorder.phase_of_request(phase, work);
+    }
+
+    /// So many tokens of a prompt were computed, and so many found in the cache, in the present request.
+    pub fn prefilled(&mut self, computed: usize, cached: usize) {
+        let work = Work { cached_tokens: cached as u64, ..self.forward(computed) };
+        self.recorder.amend(Phase::Prefill, work);
+    }
+
+    /// The present request has ended.
+    pub fn end_request(&mut self) -> Option<Spent> {
+        let row = self.recorder.end_request();
+        self.warn();
+        row.as_ref().and_then(Spent::of_row)
+    }
+
+    /// A step of requests that are computed together has ended.
+    pub fn step_of_batch(&mut self) {
+        self.recorder.step_of_batch();
+    }
+
+    /// What each sequence of a step costs, relative to the others.
+    pub fn step_weights(&self, step: &[SequenceStep]) -> Vec<f64> {
+        match &self.costs {
+            Some(costs) => costs.sequence_weights(step),
+            None => step.iter().map(|s| s.tokens as f64).collect(),
+        }
+    }
+
+    /// Shares the last step out: weight and tokens, by request and phase.
+    pub fn share_step(&mut self, users: BTreeMap<(usize, Phase), (f64, usize)>) {
+        let user = |((request, phase), (weight, tokens))| StepUser {
+            request: request as u64,
+            phase,
+            weight,
+            work: self.forward(tokens),
+        };
+        let users: Vec<_> = users.into_iter().map(user).collect();
+        self.recorder.share_step(&users);
+    }
+
+    /// All requests of a batch have ended.
+    pub fn end_batch(&mut self) {
+        self.recorder.end_batch();
+        self.warn();
+    }
+
+    /// A step of training: forward and twice as much backward.
+    pub fn step(&mut self, tokens: u64) {
+        let flop = self.flop_per_token.map(|f| 3.0 * f * tokens as f64);
+        self.recorder.piece(Phase::Train, Work { tokens, flop, ..Work::default() });
+    }
+
+    /// What was done since the last step was saving the model that is being trained; what was held back is written.
+    pub fn saved(&mut self) {
+        self.recorder.piece(Phase::Train, Work::default());
+        self.recorder.flush();
+        self.warn();
+    }
+
+    /// The account is closed: what all of it has spent.
+    pub fn close(&mut self) -> Window {
+        let window = self.recorder.finish();
+        self.warn();
+        window
+    }
+
+    fn warn(&mut self) {
+        if let Some(trouble) = self.recorder.trouble() {
+            eprintln!("warning: {trouble}; going on without it");
+        }
+    }
+}
+
+/// What a model costs by its config, to share out the steps of a batch.
+fn model_costs(config: &Config) -> ModelCosts {
+    let account = config.account();
+    let bytes = |routed: bool| -> u64 {
+        let parts = account.parts.iter().filter(|p| !matches!(p.component, Component::Mtp | Component::Embedding));
+        parts
+            .filter(|p| (p.component == Component::RoutedExperts) == routed)
+            .map(|p| p.total.bytes(WeightFormat::Bf16))
+            .sum()
+    };
+    let (n_routed_experts, num_experts_per_tok) =
+        config.moe.as_ref().map_or((0, 0), |moe| (moe.n_routed_experts, moe.num_experts_per_tok));
+    ModelCosts {
+        dense_bytes: bytes(false) as f64,
+        routed_bytes: bytes(true) as f64,
+        n_routed_experts,
+        num_experts_per_tok,
+        cache_bytes_per_token: account.cache_bytes_per_token(config.default_mla_form()).unwrap_or(0) as f64,
+        flop_per_token: 2.0 * account.multiplied().in_matrices as f64,
+    }
+}
+
+/// What something has spent, as reports tell it: in one line for people (its `Display`), or in JSON.
+///
+/// The joules of a run are handed over to its report here, and nowhere else: whatever follows from them (carbon, water, money) is made
+/// of a `Spent`.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    pub energy: Energy,
+    /// Whether every part of the machine had a reading or a model; otherwise the joules are a lower bound.
+    pub complete: bool,
+}
+
+impl Spent {
+    /// Of a row; none if nothing is known.
+    pub fn of_row(row: &Entry) -> Option<Self> {
+        Some(Self { energy: row.energy?, complete: row.unknown_s <= 1e-9 })
+    }
+
+    pub fn of_window(window: &Window) -> Self {
+        Self { energy: window.energy, complete: window.complete() }
+    }
+
+    pub fn of_group(group: &Group) -> Self {
+        Self { energy: group.energy, complete: group.complete() }
+    }
+
+    /// Of several that follow each other.
+    pub fn sum(parts: &[Self]) -> Self {
+        Self { energy: Energy::sum(parts.iter().map(|p| p.energy)), complete: parts.iter().all(|p| p.complete) }
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "joules": self.energy.joules,
+            "uncertainty_j": self.energy.uncertainty_j,
+            "p5_p50_p95_j": self.energy.band(),
+            "grade": self.energy.grade,
+            "complete": self.complete,
+            "caveat": self.energy.grade.caveat(),
+        })
+    }
+}
+
+/// `at least 12.3 J (grade E: 6.2–24.6 J), declared power × time, no measurement`
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at_least = if self.complete { "" } else { "at least " };
+        write!(f, "{at_least}{}, {}", self.energy, self.energy.grade.meaning())
+    }
+}
