@@ -3,11 +3,12 @@ use std::{io::Write, path::PathBuf};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use jevons_energy::{
-    convert::{Band, Facility, Money, SEED, Site},
+    claims::{self, Claim},
+    convert::{Band, Evidence, Facility, Money, Month, SEED, Site},
     plan::{self, BackTest, Device, Distillation, ModelShape, Plan, R1, Request, Rl, Serving, Work},
 };
 
-use crate::{human, input};
+use crate::{human, input, place::SiteArgs};
 
 /// Say what a training run or a service will take, before it starts
 ///
@@ -20,6 +21,7 @@ use crate::{human, input};
   jevons plan --size 70B --tokens 2T --hardware A100
   jevons plan config.json --stage serve --users 10K --requests 20 --hardware H200
   jevons plan config.json --stage r1 --hardware H800 --devices 512
+  jevons plan --claims
   jevons plan --size 30M --tokens 1B --hardware cpu --cpu-gflops 800 --cpu-watts 65")]
 pub struct Args {
     /// A config.json, or the folder of a model
@@ -37,6 +39,9 @@ pub struct Args {
     /// Check what the planner says of published runs, each left out of the table that it is predicted from
     #[arg(long, conflicts_with_all = ["config", "size"])]
     back_tests: bool,
+    /// Compute what the press says again: each number with inputs, source and verdict
+    #[arg(long, conflicts_with_all = ["config", "size", "back_tests"])]
+    claims: bool,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -44,6 +49,8 @@ pub struct Args {
     work: WorkArgs,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    site: SiteArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -117,7 +124,7 @@ struct WorkArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Hardware, place and money")]
+#[command(next_help_heading = "Hardware and money")]
 struct PlaceArgs {
     /// H800, H100, H200, A100, MI300X, B200, V100, TPUv4, or cpu
     #[arg(long, value_name = "NAME", default_value = "H100")]
@@ -146,30 +153,6 @@ struct PlaceArgs {
     /// Bytes per stored parameter [default: of the config; 2 for sizes]
     #[arg(long, value_name = "N")]
     weight_bytes: Option<Band>,
-    /// Country of the grid, three letters; WOR: the world
-    #[arg(long, value_name = "ISO3", default_value = "WOR")]
-    region: String,
-    /// Kind of building: sets PUE, water and the electricity price [default: datacentre; home for cpu]
-    #[arg(long, value_enum)]
-    facility: Option<FacilityArg>,
-    /// Grid intensity in g CO2e per kWh, instead of the country's
-    #[arg(long, value_name = "G")]
-    grid: Option<Band>,
-    /// Intensity by contracts in g CO2e per kWh; reported beside the grid's
-    #[arg(long, value_name = "G")]
-    market: Option<Band>,
-    /// Facility energy over IT energy
-    #[arg(long, value_name = "RATIO")]
-    pue: Option<Band>,
-    /// Litres on site per kWh of IT energy
-    #[arg(long, value_name = "L")]
-    wue: Option<Band>,
-    /// Litres off site per kWh generated
-    #[arg(long, value_name = "L")]
-    ewif: Option<Band>,
-    /// USD per kWh
-    #[arg(long, value_name = "USD")]
-    electricity_price: Option<Band>,
     /// How it is paid for: one of three, never two
     #[arg(long, value_enum)]
     money: Option<MoneyArg>,
@@ -182,14 +165,6 @@ struct PlaceArgs {
     /// Of the Monte Carlo
     #[arg(long, value_name = "N", default_value_t = SEED)]
     seed: u64,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FacilityArg {
-    Home,
-    Hyperscale,
-    Datacentre,
-    Industry,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -206,6 +181,15 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     if args.back_tests {
         let tests = plan::back_tests()?;
         return if args.json { json(&tests, out) } else { print_back_tests(&tests, out) };
+    }
+    if args.claims {
+        let claims = claims::claims();
+        let warnings = claims::warnings(Month::now());
+        return if args.json {
+            json(&serde_json::json!({ "claims": claims, "warnings": warnings }), out)
+        } else {
+            print_claims(&claims, &warnings, out)
+        };
     }
     let plan = plan::plan(&args.request()?)?;
     if args.json { json(&plan, out) } else { print(&plan, out) }
@@ -228,8 +212,7 @@ impl Args {
             model.stored_bytes = bytes.mid();
         }
         let device = place.device()?;
-        let facility = place.facility(&device);
-        let site = place.site(facility)?;
+        let (site, facility) = self.site.site(if device.is_cpu() { Facility::Home } else { Facility::Datacentre })?;
         Ok(Request {
             work: self.work(&model)?,
             money: place.money(&device, &site)?,
@@ -304,30 +287,6 @@ impl PlaceArgs {
             device.rent_usd_per_h = self.rent;
         }
         Ok(device)
-    }
-
-    fn facility(&self, device: &Device) -> Facility {
-        match self.facility {
-            Some(FacilityArg::Home) => Facility::Home,
-            Some(FacilityArg::Hyperscale) => Facility::Hyperscale,
-            Some(FacilityArg::Datacentre) => Facility::Datacentre,
-            Some(FacilityArg::Industry) => Facility::Industry,
-            None if device.is_cpu() => Facility::Home,
-            None => Facility::Datacentre,
-        }
-    }
-
-    fn site(&self, facility: Facility) -> anyhow::Result<Site> {
-        let site = Site::new(&self.region, facility)?;
-        Ok(Site {
-            grid_g_per_kwh: self.grid.unwrap_or(site.grid_g_per_kwh),
-            market_g_per_kwh: self.market,
-            pue: self.pue.unwrap_or(site.pue),
-            wue_l_per_kwh: self.wue.unwrap_or(site.wue_l_per_kwh),
-            ewif_l_per_kwh: self.ewif.unwrap_or(site.ewif_l_per_kwh),
-            electricity_usd_per_kwh: self.electricity_price.unwrap_or(site.electricity_usd_per_kwh),
-            ..site
-        })
     }
 
     fn money(&self, device: &Device, site: &Site) -> anyhow::Result<Money> {
@@ -405,4 +364,41 @@ fn print_back_tests(tests: &[BackTest], out: &mut impl Write) -> anyhow::Result<
         "\n{inside} of {} inside; each was left out of the table that it was predicted from",
         tests.len()
     )?)
+}
+
+fn print_claims(claims: &[Claim], warnings: &[String], out: &mut impl Write) -> anyhow::Result<()> {
+    let band = |low: f64, mid: f64, high: f64| match low == high {
+        true => human::number(mid),
+        false => format!("{} ({} to {})", human::number(mid), human::number(low), human::number(high)),
+    };
+    for claim in claims {
+        writeln!(out, "\"{}\": {}", claim.says, claim.verdict.to_string().to_uppercase())?;
+        for line in &claim.lines {
+            let value = band(line.value.p5, line.value.p50, line.value.p95);
+            writeln!(out, "  {}: {value} {} = {}", line.label, line.unit, line.formula)?;
+        }
+        match claim.source_is_about {
+            Some(about) if about != claim.subject => {
+                writeln!(out, "  said of {}; the source is about {about}", claim.subject)?;
+            }
+            Some(_) => {}
+            None => writeln!(out, "  said of {}; no source was found", claim.subject)?,
+        }
+        writeln!(out, "  {}", claim.why)?;
+        for c in &claim.inputs {
+            let value = band(c.band.low(), c.band.mid(), c.band.high());
+            let evidence = match c.evidence {
+                Evidence::Read => "read",
+                Evidence::Quoted => "quoted",
+                Evidence::Computed => "computed",
+                Evidence::Recalled => "recalled, not checked again",
+            };
+            writeln!(out, "    {}: {value} {}; {} ({}, {evidence})", c.name, c.unit, c.source, c.date)?;
+        }
+        writeln!(out)?;
+    }
+    for warning in warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    Ok(())
 }

@@ -7,4 +7,5 @@ mod common;
 mod compute;
 mod convert;
 mod meter;
+mod plan;
 mod text;

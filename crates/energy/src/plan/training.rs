@@ -519,7 +519,7 @@ mod tests {
         let plan = plan(&request).unwrap();
         let usd = plan.row("usd").unwrap().value;
         assert_eq!((usd.p5, usd.p50, usd.p95), (5.576e6, 5.576e6, 5.576e6));
-        // The reference's central energy: 0.7 kW · 1.8 · 0.75 · 1.25 per hour.
+        // The Epoch method's central energy: 0.7 kW · 1.8 · 0.75 · 1.25 per hour.
         let mwh = plan.row("facility_mwh").unwrap().value;
         assert!((mwh.p50 / 3293.3 - 1.0).abs() < 0.06, "{mwh:?}");
         let utilisation = plan.row("utilisation").unwrap().value;
