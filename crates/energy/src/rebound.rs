@@ -1,17 +1,19 @@
 //! The Jevons question: does efficiency save anything?
 //!
-//! [`effect`] answers it for an assumed demand, [`measure`] from records of use, and [`Budget`] and [`defer`] do something about it.
+//! [`effect`] answers it for an assumed demand, [`measure`] from records of use, and [`Gate`] and [`defer`] do something about it.
 //! `R` is the rebound: 0 if all of the engineering saving is kept, 1 if none is, above 1 if more energy is used than before (backfire).
 
 mod budget;
 mod defer;
+mod gate;
 mod lmdi;
 mod measure;
 mod model;
 mod records;
 
-pub use budget::{Amounts, Budget, BudgetError, Cap, Decision, Dividend, Policy, Resource, Ticket};
+pub use budget::{Amounts, Budget, BudgetError, Cap, Decision, Dividend, Policy, Rates, Resource};
 pub use defer::{Deferral, Slot, defer};
+pub use gate::{Gate, GateError, j_per_token, read_policy, used_today};
 pub use lmdi::{Decomposition, Totals, decompose, log_mean};
 pub use measure::{Estimate, Factor, Measurement, Options, measure};
 pub use model::{Effect, Market, Projection, Regime, effect, plot, project};

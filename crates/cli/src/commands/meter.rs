@@ -382,7 +382,7 @@ fn command(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 /// As shells have it: 128 and the signal, for a program ended by one.
-fn exit_code(status: process::ExitStatus) -> u8 {
+pub fn exit_code(status: process::ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         return 128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX));

@@ -13,6 +13,7 @@ mod man;
 mod meter;
 mod plan;
 mod pull;
+mod rebound;
 mod rm;
 mod score;
 mod show;
@@ -36,9 +37,10 @@ pub enum Command {
     Info(info::Args),
     Doctor(doctor::Args),
     Bench(bench::Args),
-    Plan(plan::Args),
     Train(train::Args),
     Meter(meter::Args),
+    Plan(plan::Args),
+    Rebound(rebound::Args),
     Tokenizer(tokenizer::Args),
     Convert(convert::Args),
     Adapter(adapter::Args),
@@ -66,9 +68,10 @@ impl Command {
             Self::Info(args) => info::run(args, out),
             Self::Doctor(args) => doctor::run(args, out),
             Self::Bench(args) => bench::run(args, out),
-            Self::Plan(args) => plan::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Meter(args) => meter::run(args, out),
+            Self::Plan(args) => plan::run(args, out),
+            Self::Rebound(args) => rebound::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Convert(args) => convert::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),

@@ -82,16 +82,23 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     })
     .context("cannot watch for Ctrl-C")?;
     let mut view = View::default();
-    let mut account = Account::open(&args.ledger, "train");
+    let mut account = Account::open(&args.ledger, "train")?;
     let mut tokens = None;
     let summary = run::run(&recipe, args.resume, &stop, &mut |event| {
         book(&event, &mut account, &mut tokens);
+        if matches!(event, Event::Step(_) | Event::Heldout { .. }) && account.admit().is_break() {
+            stop.store(true, Ordering::Relaxed); // as Ctrl-C: it saves and leaves
+        }
         view.show(event);
     });
     view.finish();
     let summary = summary?;
     account.made(&summary.folder.join("model"));
-    report(&summary, &account.close(), args, path, out)
+    report(&summary, &account.close(), args, path, out)?;
+    match account.stopped() {
+        Some(why) if summary.interrupted => bail!("stopped by the budget: {why}"),
+        _ => Ok(()),
+    }
 }
 
 /// What the run has told so far goes to its account.

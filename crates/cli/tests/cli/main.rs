@@ -8,4 +8,5 @@ mod compute;
 mod convert;
 mod meter;
 mod plan;
+mod rebound;
 mod text;

@@ -80,7 +80,7 @@ fn what_commands_spend_is_in_the_ledger_by_phase_and_adds_up() {
     assert_eq!(one_day, "the ledger has no such rows\n");
 }
 
-const RECIPE: &str = r#"
+pub const RECIPE: &str = r#"
 name = "tiny"
 seed = 1
 [model.tokenizer]

@@ -1,30 +1,32 @@
-//! Budgets that are enforced: caps in joules, grams, litres or money per key and day.
+//! Budgets: caps in joules, grams, litres or money per key and day, and what they say of the next step.
 //!
-//! A policy object without clock, thread or file: whatever generates asks [`Budget::admit`] before each step and tells
-//! [`Budget::settle`] what it took. A cap is passed by what one step took beyond its estimate, at most: so energy, once it binds, cannot
-//! rebound beyond the cap. An efficiency dividend shrinks the caps as efficiency rises, so that part of each saving is kept.
+//! [`Budget::judge`] is the rule alone, without clock or file; [`super::Gate`] keeps it through the ledger. A binding cap on energy holds the
+//! rebound below a level of one's own choice. An efficiency dividend shrinks the caps as efficiency rises, so that part of each saving is
+//! kept.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
-use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
+
+use crate::convert::{Band, J_PER_KWH, Site, carbon_g, facility_kwh, water_l};
 
 /// What is capped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resource {
-    /// Energy.
+    /// Energy of the machine.
     Joules,
-    /// CO2 equivalent.
+    /// CO2 equivalent of its electricity.
     Grams,
-    /// Water.
+    /// Water, on site and off site.
     Litres,
     /// Money.
     Usd,
 }
 
 impl Resource {
-    fn unit(self) -> &'static str {
+    /// For people.
+    pub fn unit(self) -> &'static str {
         match self {
             Self::Joules => "J",
             Self::Grams => "g CO2e",
@@ -34,9 +36,50 @@ impl Resource {
     }
 }
 
-/// What a step takes of each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// What the machine's joules and seconds come to: central values, at one place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// Grams of CO2 equivalent per kWh of the machine: `PUE · I`.
+    pub g_per_kwh: f64,
+    /// Litres per kWh of the machine: `WUE + PUE · EWIF`.
+    pub l_per_kwh: f64,
+    /// USD per kWh of the machine, `PUE · p`; 0 where hours are rented.
+    pub usd_per_kwh: f64,
+    /// USD per hour, electricity inside; 0 for a machine of one's own.
+    pub usd_per_hour: f64,
+    /// Where these are from, for people.
+    pub place: String,
+}
+
+impl Rates {
+    /// Of a site, at its central values; rented at so many USD per hour, or the electricity paid.
+    pub fn of(site: &Site, rent_usd_per_h: Option<f64>) -> Self {
+        let (pue, [grid, wue, ewif]) =
+            (site.pue.mid(), [site.grid_g_per_kwh, site.wue_l_per_kwh, site.ewif_l_per_kwh].map(Band::mid));
+        Self {
+            g_per_kwh: carbon_g(facility_kwh(1.0, pue), grid),
+            l_per_kwh: water_l(1.0, wue, pue, ewif).total_l(),
+            usd_per_kwh: if rent_usd_per_h.is_some() { 0.0 } else { pue * site.electricity_usd_per_kwh.mid() },
+            usd_per_hour: rent_usd_per_h.unwrap_or(0.0),
+            place: site.region.clone(),
+        }
+    }
+
+    /// What was spent, in every resource.
+    pub fn amounts(&self, joules: f64, seconds: f64) -> Amounts {
+        let kwh = joules / J_PER_KWH;
+        Amounts {
+            joules,
+            grams: kwh * self.g_per_kwh,
+            litres: kwh * self.l_per_kwh,
+            usd: kwh * self.usd_per_kwh + seconds / 3600.0 * self.usd_per_hour,
+        }
+    }
+}
+
+/// So much of each resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Amounts {
     /// J.
     pub joules: f64,
@@ -59,33 +102,34 @@ impl Amounts {
         }
     }
 
-    fn plus(self, other: Self, sign: f64) -> Self {
-        let add = |a: f64, b: f64| (a + sign * b).max(0.0);
+    /// Both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
         Self {
-            joules: add(self.joules, other.joules),
-            grams: add(self.grams, other.grams),
-            litres: add(self.litres, other.litres),
-            usd: add(self.usd, other.usd),
-        }
-    }
-
-    fn check(&self) -> Result<(), BudgetError> {
-        let all = [self.joules, self.grams, self.litres, self.usd];
-        match all.iter().find(|x| !(x.is_finite() && **x >= 0.0)) {
-            Some(x) => Err(BudgetError::Amount(*x)),
-            None => Ok(()),
+            joules: self.joules + other.joules,
+            grams: self.grams + other.grams,
+            litres: self.litres + other.litres,
+            usd: self.usd + other.usd,
         }
     }
 }
 
-/// A limit per key and day.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// A limit per day, UTC.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cap {
     /// Of what.
     pub resource: Resource,
-    /// How much per key and day, above 0.
+    /// How much per day, above 0.
     pub amount: f64,
+    /// Whose: this key's; `*` for all keys together; none for each key by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+impl Cap {
+    /// All keys together.
+    pub const ALL: &str = "*";
 }
 
 /// Savings that are kept: with a gain `k` in energy per token, caps other than money shrink to `1 − share · (1 − 1/k)` of themselves.
@@ -98,24 +142,73 @@ pub struct Dividend {
     pub baseline_j_per_token: f64,
 }
 
-/// The rules.
+/// The rules, as in their file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Each is enforced.
-    pub caps: Vec<Cap>,
     /// Share of a cap from which on steps are slowed, 0 to 1; at 1 they never are.
     pub slow_from: f64,
+    /// What joules come to.
+    pub rates: Rates,
     /// Tightens the caps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dividend: Option<Dividend>,
+    /// Each is enforced.
+    pub caps: Vec<Cap>,
 }
 
-/// Why a policy or an amount is refused.
+impl Policy {
+    /// Of TOML.
+    ///
+    /// # Errors
+    /// [`BudgetError::File`] for what is no policy, [`BudgetError::Policy`] for one that cannot be.
+    pub fn from_toml(text: &str) -> Result<Self, BudgetError> {
+        let policy: Self = toml::from_str(text).map_err(|e| BudgetError::File(e.to_string()))?;
+        policy.check()?;
+        Ok(policy)
+    }
+
+    /// As TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a policy has only numbers and texts")
+    }
+
+    /// # Errors
+    /// [`BudgetError::Policy`] for a cap that is not above 0, a share outside 0..=1, a baseline that is not above 0, or a negative rate.
+    pub fn check(&self) -> Result<(), BudgetError> {
+        let bad = |what, found, expected| Err(BudgetError::Policy { what, found, expected });
+        for cap in &self.caps {
+            if !(cap.amount > 0.0 && cap.amount.is_finite()) {
+                return bad("cap", cap.amount, "a finite number above 0");
+            }
+        }
+        if !(0.0..=1.0).contains(&self.slow_from) {
+            return bad("share to slow from", self.slow_from, "0 to 1");
+        }
+        let r = &self.rates;
+        for rate in [r.g_per_kwh, r.l_per_kwh, r.usd_per_kwh, r.usd_per_hour] {
+            if !(rate >= 0.0 && rate.is_finite()) {
+                return bad("rate", rate, "a finite number, not negative");
+            }
+        }
+        if let Some(d) = self.dividend {
+            if !(0.0..=1.0).contains(&d.share) {
+                return bad("dividend", d.share, "a share of 0 to 1");
+            }
+            if !(d.baseline_j_per_token > 0.0 && d.baseline_j_per_token.is_finite()) {
+                return bad("baseline", d.baseline_j_per_token, "J per token, above 0");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a policy is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
-    /// An amount that nothing can take.
-    #[error("an amount is {0}, expected a finite number that is not negative")]
-    Amount(f64),
+    /// No policy at all.
+    #[error("no budget as `jevons rebound budget set` writes one: {0}")]
+    File(String),
     /// A rule that cannot be.
     #[error("the budget's {what} is {found}, expected {expected}")]
     Policy {
@@ -128,24 +221,13 @@ pub enum BudgetError {
     },
 }
 
-/// Leave to take one step. To be given back to [`Budget::settle`]; a ticket that is dropped stays reserved.
-#[derive(Debug, PartialEq)]
-#[must_use = "settle it with what the step took"]
-pub struct Ticket {
-    key: String,
-    day: NaiveDate,
-    reserved: Amounts,
-}
-
 /// The answer to a step.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// Go on.
-    Allow(Ticket),
+    Allow,
     /// Go on, at that share of full speed, above 0 and below 1.
     Slow {
-        /// To be settled.
-        ticket: Ticket,
         /// Of full speed.
         speed: f64,
         /// To be shown.
@@ -161,66 +243,37 @@ pub enum Decision {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Allow(_) => f.write_str("allowed"),
-            Self::Slow { speed, reason, .. } => write!(f, "slowed to {:.0} % of full speed: {reason}", speed * 100.0),
+            Self::Allow => f.write_str("allowed"),
+            Self::Slow { speed, reason } => write!(f, "slowed to {:.0} % of full speed: {reason}", speed * 100.0),
             Self::Stop { reason } => write!(f, "stopped: {reason}"),
         }
     }
 }
 
-/// What was used, and what is promised to steps under way.
-#[derive(Clone, Copy, Debug, Default)]
-struct Account {
-    used: Amounts,
-    reserved: Amounts,
-}
-
-/// The state of enforcement.
-#[derive(Debug)]
+/// A policy and the efficiency that its dividend goes by.
+#[derive(Clone, Debug)]
 pub struct Budget {
     policy: Policy,
     j_per_token: Option<f64>,
-    accounts: BTreeMap<(NaiveDate, String), Account>,
 }
 
 impl Budget {
-    /// # Errors
-    /// [`BudgetError::Policy`] for a cap that is not above 0, shares outside 0..=1, or a baseline that is not above 0.
-    pub fn new(policy: Policy) -> Result<Self, BudgetError> {
-        let bad = |what, found, expected| Err(BudgetError::Policy { what, found, expected });
-        for cap in &policy.caps {
-            if !(cap.amount > 0.0 && cap.amount.is_finite()) {
-                return bad("cap", cap.amount, "a finite number above 0");
-            }
-        }
-        if !(0.0..=1.0).contains(&policy.slow_from) {
-            return bad("share to slow from", policy.slow_from, "0 to 1");
-        }
-        if let Some(d) = policy.dividend {
-            if !(0.0..=1.0).contains(&d.share) {
-                return bad("dividend", d.share, "a share of 0 to 1");
-            }
-            if !(d.baseline_j_per_token > 0.0 && d.baseline_j_per_token.is_finite()) {
-                return bad("baseline", d.baseline_j_per_token, "J per token, above 0");
-            }
-        }
-        Ok(Self { policy, j_per_token: None, accounts: BTreeMap::new() })
-    }
-
-    /// Tells the dividend the present energy per token. Worse efficiency than the baseline never loosens a cap.
+    /// `j_per_token`: the present one, for the dividend; none, or one that is no number above 0, leaves the caps as they are.
     ///
     /// # Errors
-    /// [`BudgetError::Amount`] unless it is finite and above 0.
-    pub fn set_efficiency(&mut self, j_per_token: f64) -> Result<(), BudgetError> {
-        if !(j_per_token > 0.0 && j_per_token.is_finite()) {
-            return Err(BudgetError::Amount(j_per_token));
-        }
-        self.j_per_token = Some(j_per_token);
-        Ok(())
+    /// As [`Policy::check`].
+    pub fn new(policy: Policy, j_per_token: Option<f64>) -> Result<Self, BudgetError> {
+        policy.check()?;
+        Ok(Self { policy, j_per_token: j_per_token.filter(|j| *j > 0.0 && j.is_finite()) })
     }
 
-    /// The cap in force, the dividend taken off.
-    pub fn cap(&self, cap: &Cap) -> f64 {
+    /// The rules.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The cap in force, the dividend taken off. Worse efficiency than the baseline never loosens a cap.
+    pub fn limit(&self, cap: &Cap) -> f64 {
         match (self.policy.dividend, self.j_per_token) {
             (Some(d), Some(now)) if cap.resource != Resource::Usd => {
                 let saving = (1.0 - now / d.baseline_j_per_token).max(0.0);
@@ -230,67 +283,45 @@ impl Budget {
         }
     }
 
-    /// Asks for a step that is expected to take `estimate`. What is allowed is reserved until it is settled, so that steps under way
-    /// together cannot each spend the last of a cap.
-    ///
-    /// # Errors
-    /// [`BudgetError::Amount`] for an estimate that is negative or not a number.
-    pub fn admit(&mut self, key: &str, day: NaiveDate, estimate: Amounts) -> Result<Decision, BudgetError> {
-        estimate.check()?;
-        let account = self.accounts.get(&(day, key.to_string())).copied().unwrap_or_default();
-        let mut speed = 1.0f64;
-        let mut slowed = String::new();
+    /// What the caps say of a step of `key`, given what this key (`own`) and all keys together (`all`) have used on that day. A step is
+    /// stopped if it would pass a cap by what it is expected to take, or if nothing is left.
+    pub fn judge(&self, key: &str, day: &str, own: Amounts, all: Amounts, step: Amounts) -> Decision {
+        let (mut speed, mut slowed) = (1.0f64, String::new());
         for cap in &self.policy.caps {
-            let (limit, unit) = (self.cap(cap), cap.resource.unit());
-            let held = account.used.of(cap.resource) + account.reserved.of(cap.resource);
-            let wanted = held + estimate.of(cap.resource);
+            let used = match cap.key.as_deref() {
+                Some(Cap::ALL) => all,
+                Some(of) if of != key => continue,
+                _ => own,
+            };
+            let (limit, unit) = (self.limit(cap), cap.resource.unit());
+            let (used, step) = (used.of(cap.resource), step.of(cap.resource));
+            let who = match cap.key.as_deref() {
+                Some(Cap::ALL) => "all keys together have".into(),
+                _ if key.is_empty() => "you have".into(),
+                _ => format!("{} has", name(key)),
+            };
             // A cap that the dividend took to 0 allows nothing.
-            if held >= limit || wanted > limit {
-                let used = account.used.of(cap.resource);
+            if used >= limit || used + step > limit {
                 let reason = format!(
-                    "{} has used {used:.3} of {limit:.3} {unit} on {day}, and the next step would take {:.3}; the budget is new at 00:00 UTC",
-                    name(key),
-                    estimate.of(cap.resource)
+                    "{who} used {} of {} {unit} on {day}, and the next step would take about {}; the budget is new at 00:00 UTC \
+                     (jevons rebound budget)",
+                    digits(used),
+                    digits(limit),
+                    digits(step)
                 );
-                return Ok(Decision::Stop { reason });
+                return Decision::Stop { reason };
             }
-            let share = wanted / limit;
+            let share = (used + step) / limit;
             if share > self.policy.slow_from {
                 // From full speed at the threshold to a tenth of it at the cap.
                 let here = 1.0 - 0.9 * (share - self.policy.slow_from) / (1.0 - self.policy.slow_from);
                 if here < speed {
                     speed = here;
-                    slowed = format!("{} is at {:.0} % of {limit:.3} {unit} for {day}", name(key), share * 100.0);
+                    slowed = format!("{who} used {:.0} % of {} {unit} on {day}", share * 100.0, digits(limit));
                 }
             }
         }
-        let entry = self.accounts.entry((day, key.to_string())).or_default();
-        entry.reserved = entry.reserved.plus(estimate, 1.0);
-        let ticket = Ticket { key: key.to_string(), day, reserved: estimate };
-        Ok(if speed < 1.0 { Decision::Slow { ticket, speed, reason: slowed } } else { Decision::Allow(ticket) })
-    }
-
-    /// Books what the step took.
-    ///
-    /// # Errors
-    /// [`BudgetError::Amount`] for an amount that is negative or not a number; the estimate is then booked.
-    pub fn settle(&mut self, ticket: Ticket, actual: Amounts) -> Result<(), BudgetError> {
-        let checked = actual.check();
-        let booked = if checked.is_ok() { actual } else { ticket.reserved };
-        let account = self.accounts.entry((ticket.day, ticket.key)).or_default();
-        account.reserved = account.reserved.plus(ticket.reserved, -1.0);
-        account.used = account.used.plus(booked, 1.0);
-        checked
-    }
-
-    /// What a key has used on a day.
-    pub fn used(&self, key: &str, day: NaiveDate) -> Amounts {
-        self.accounts.get(&(day, key.to_string())).map_or_else(Amounts::default, |a| a.used)
-    }
-
-    /// Forgets days before this one.
-    pub fn forget_before(&mut self, day: NaiveDate) {
-        self.accounts.retain(|(d, _), _| *d >= day);
+        if speed < 1.0 { Decision::Slow { speed, reason: slowed } } else { Decision::Allow }
     }
 }
 
@@ -299,130 +330,127 @@ fn name(key: &str) -> String {
     key.chars().take(40).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// About four digits.
+fn digits(x: f64) -> String {
+    match x {
+        _ if x == 0.0 => "0".into(),
+        1e6.. => format!("{x:.3e}"),
+        100.0.. => format!("{x:.0}"),
+        0.01.. => format!("{x:.3}"),
+        _ => format!("{x:.2e}"),
+    }
+}
+
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
+pub(super) mod tests {
     use super::*;
+    use crate::convert::Facility;
 
-    fn day(d: u32) -> NaiveDate {
-        NaiveDate::from_ymd_opt(2026, 5, d).unwrap()
+    pub fn policy(caps: &[(Resource, f64, Option<&str>)]) -> Policy {
+        let cap = |(resource, amount, key): &(Resource, f64, Option<&str>)| Cap {
+            resource: *resource,
+            amount: *amount,
+            key: key.map(Into::into),
+        };
+        let site = Site::new("USA", Facility::Datacentre).unwrap();
+        Policy { slow_from: 1.0, rates: Rates::of(&site, None), dividend: None, caps: caps.iter().map(cap).collect() }
     }
 
     fn joules(joules: f64) -> Amounts {
         Amounts { joules, ..Amounts::default() }
     }
 
-    fn budget(amount: f64, slow_from: f64, dividend: Option<Dividend>) -> Budget {
-        Budget::new(Policy { caps: vec![Cap { resource: Resource::Joules, amount }], slow_from, dividend }).unwrap()
+    fn judge(b: &Budget, used: f64, step: f64) -> Decision {
+        b.judge("ada", "2026-05-01", joules(used), joules(used), joules(step))
     }
 
-    fn step(b: &mut Budget, key: &str, d: u32, x: f64) -> &'static str {
-        match b.admit(key, day(d), joules(x)).unwrap() {
-            Decision::Allow(ticket) => b.settle(ticket, joules(x)).map(|()| "allow").unwrap(),
-            Decision::Slow { ticket, speed, .. } => {
-                assert!(speed > 0.0 && speed < 1.0);
-                b.settle(ticket, joules(x)).map(|()| "slow").unwrap()
-            }
-            Decision::Stop { .. } => "stop",
+    #[test]
+    fn a_budget_allows_then_slows_then_stops() {
+        let b = Budget::new(Policy { slow_from: 0.5, ..policy(&[(Resource::Joules, 10.0, None)]) }, None).unwrap();
+        assert_eq!(judge(&b, 2.5, 2.5), Decision::Allow);
+        let Decision::Slow { speed, .. } = judge(&b, 5.0, 2.5) else { panic!() };
+        assert!((speed - 0.55).abs() < 1e-12, "half way from full speed to a tenth of it: {speed}");
+        assert!(matches!(judge(&b, 7.5, 2.5), Decision::Slow { speed, .. } if (speed - 0.1).abs() < 1e-12));
+        let stop = judge(&b, 10.0, 2.5).to_string();
+        assert!(stop.contains("stopped: ada has used 10.000 of 10.000 J on 2026-05-01"), "{stop}");
+        assert!(matches!(judge(&b, 9.0, 2.0), Decision::Stop { .. }), "it would pass the cap");
+        assert!(matches!(judge(&b, 10.0, 0.0), Decision::Stop { .. }), "nothing is left");
+    }
+
+    #[test]
+    fn every_resource_counts() {
+        for resource in [Resource::Joules, Resource::Grams, Resource::Litres, Resource::Usd] {
+            let b = Budget::new(policy(&[(resource, 1.0, None)]), None).unwrap();
+            let over = Amounts { joules: 1.5, grams: 1.5, litres: 1.5, usd: 1.5 };
+            let all_but = Amounts {
+                joules: if resource == Resource::Joules { 0.0 } else { 1.5 },
+                grams: if resource == Resource::Grams { 0.0 } else { 1.5 },
+                litres: if resource == Resource::Litres { 0.0 } else { 1.5 },
+                usd: if resource == Resource::Usd { 0.0 } else { 1.5 },
+            };
+            let none = Amounts::default();
+            let Decision::Stop { reason } = b.judge("k", "d", over, none, none) else { panic!("{resource:?}") };
+            assert!(reason.contains(resource.unit()), "{reason}");
+            assert_eq!(b.judge("k", "d", all_but, none, none), Decision::Allow);
         }
     }
 
     #[test]
-    fn a_budget_allows_then_slows_then_stops_and_is_new_the_next_day() {
-        let mut b = budget(10.0, 0.5, None);
-        let got: Vec<_> = (0..5).map(|_| step(&mut b, "ada", 1, 2.5)).collect();
-        assert_eq!(got, ["allow", "allow", "slow", "slow", "stop"]);
-        assert_eq!((step(&mut b, "ada", 2, 2.5), step(&mut b, "bob", 1, 2.5)), ("allow", "allow"));
-        assert_eq!(b.used("ada", day(1)).joules, 10.0);
-        let stop = b.admit("ada", day(1), joules(1.0)).unwrap().to_string();
-        assert!(stop.contains("stopped: ada has used 10.000 of 10.000 J"), "{stop}");
-        b.forget_before(day(2));
-        assert_eq!(b.used("ada", day(1)).joules, 0.0);
-    }
-
-    #[test]
-    fn every_cap_counts() {
-        let caps = [Resource::Joules, Resource::Grams, Resource::Litres, Resource::Usd]
-            .map(|resource| Cap { resource, amount: 1.0 });
-        for (i, over) in [
-            Amounts { joules: 1.5, ..Amounts::default() },
-            Amounts { grams: 1.5, ..Amounts::default() },
-            Amounts { litres: 1.5, ..Amounts::default() },
-            Amounts { usd: 1.5, ..Amounts::default() },
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let mut b = Budget::new(Policy { caps: caps.to_vec(), slow_from: 1.0, dividend: None }).unwrap();
-            let Decision::Stop { reason } = b.admit("k", day(1), over).unwrap() else { panic!("{i}") };
-            assert!(reason.contains(caps[i].resource.unit()), "{reason}");
-        }
-    }
-
-    #[test]
-    fn steps_under_way_together_cannot_each_spend_the_last_of_a_cap() {
-        let mut b = budget(10.0, 1.0, None);
-        let Decision::Allow(first) = b.admit("k", day(1), joules(6.0)).unwrap() else { panic!() };
-        assert!(matches!(b.admit("k", day(1), joules(6.0)).unwrap(), Decision::Stop { .. }));
-        b.settle(first, joules(1.0)).unwrap();
-        assert!(
-            matches!(b.admit("k", day(1), joules(6.0)).unwrap(), Decision::Allow(_)),
-            "what was not used is free again"
-        );
+    fn a_cap_is_of_one_key_of_each_or_of_all_together() {
+        let b = |key| Budget::new(policy(&[(Resource::Joules, 10.0, key)]), None).unwrap();
+        let ask = |b: &Budget, own, all| b.judge("ada", "d", joules(own), joules(all), joules(1.0)) == Decision::Allow;
+        assert!(ask(&b(None), 5.0, 50.0) && !ask(&b(None), 10.0, 10.0));
+        assert!(ask(&b(Some("*")), 5.0, 8.0) && !ask(&b(Some("*")), 5.0, 10.0));
+        assert!(ask(&b(Some("bob")), 50.0, 50.0) && !ask(&b(Some("ada")), 10.0, 10.0));
     }
 
     #[test]
     fn the_dividend_keeps_its_share_of_each_saving_and_never_loosens() {
         let dividend = Some(Dividend { share: 0.5, baseline_j_per_token: 4.0 });
-        let mut b = budget(100.0, 1.0, dividend);
-        let cap = Cap { resource: Resource::Joules, amount: 100.0 };
-        // Twice as efficient: half is saved, half of that is kept.
-        b.set_efficiency(2.0).unwrap();
-        assert_eq!(b.cap(&cap), 75.0);
-        b.set_efficiency(8.0).unwrap();
-        assert_eq!(b.cap(&cap), 100.0);
-        b.set_efficiency(1.0).unwrap();
-        assert_eq!(b.cap(&cap), 62.5);
-        assert_eq!(b.cap(&Cap { resource: Resource::Usd, amount: 100.0 }), 100.0);
-        assert!(b.set_efficiency(0.0).is_err() && b.set_efficiency(f64::NAN).is_err());
+        let policy = Policy { dividend, ..policy(&[(Resource::Joules, 100.0, None), (Resource::Usd, 100.0, None)]) };
+        let limits = |j_per_token| {
+            let b = Budget::new(policy.clone(), j_per_token).unwrap();
+            [0, 1].map(|i| b.limit(&policy.caps[i]))
+        };
+        // Twice as efficient: half is saved, half of that is kept. Money is not energy.
+        assert_eq!(limits(Some(2.0)), [75.0, 100.0]);
+        assert_eq!(limits(Some(1.0)), [62.5, 100.0]);
+        for nothing in [Some(8.0), None, Some(0.0), Some(f64::NAN)] {
+            assert_eq!(limits(nothing), [100.0, 100.0]);
+        }
     }
 
     #[test]
-    fn rules_and_amounts_that_cannot_be_are_refused() {
-        let policy = |amount, slow_from, share| Policy {
-            caps: vec![Cap { resource: Resource::Joules, amount }],
-            slow_from,
-            dividend: Some(Dividend { share, baseline_j_per_token: 1.0 }),
-        };
-        for bad in [policy(0.0, 0.5, 0.5), policy(f64::NAN, 0.5, 0.5), policy(1.0, 1.5, 0.5), policy(1.0, 0.5, -0.1)] {
-            assert!(Budget::new(bad).is_err());
-        }
-        let mut b = budget(10.0, 1.0, None);
-        for x in [-1.0, f64::NAN, f64::INFINITY] {
-            assert!(b.admit("k", day(1), joules(x)).is_err(), "{x}");
-            let Decision::Allow(ticket) = b.admit("k", day(1), joules(1.0)).unwrap() else { panic!() };
-            assert!(b.settle(ticket, joules(x)).is_err());
-        }
-        assert_eq!(b.used("k", day(1)).joules, 3.0, "what cannot be believed is booked as estimated");
+    fn joules_become_grams_litres_and_money_with_pue_once() {
+        let site = Site::new("USA", Facility::Datacentre).unwrap();
+        let a = Rates::of(&site, None).amounts(3.6e6, 3600.0);
+        let (pue, grid) = (site.pue.mid(), site.grid_g_per_kwh.mid());
+        assert!((a.grams - pue * grid).abs() < 1e-9);
+        assert!((a.litres - (site.wue_l_per_kwh.mid() + pue * site.ewif_l_per_kwh.mid())).abs() < 1e-9);
+        assert!((a.usd - pue * site.electricity_usd_per_kwh.mid()).abs() < 1e-12);
+        // A rented hour has its electricity inside.
+        assert_eq!(Rates::of(&site, Some(2.0)).amounts(3.6e6, 1800.0).usd, 1.0);
     }
 
-    proptest! {
-        #[test]
-        fn no_client_passes_a_cap_by_more_than_one_step(
-            steps in proptest::collection::vec((0f64..5.0, 0f64..5.0, 0u32..3), 1..200), slow_from in 0f64..=1.0,
-        ) {
-            // Estimates and what steps then take have nothing to do with each other; keys and days are mixed.
-            let mut b = budget(20.0, slow_from, None);
-            for (estimate, actual, key) in steps {
-                match b.admit(&key.to_string(), day(1 + key), joules(estimate)).unwrap() {
-                    Decision::Allow(ticket) | Decision::Slow { ticket, .. } => b.settle(ticket, joules(actual)).unwrap(),
-                    Decision::Stop { .. } => {}
-                }
-            }
-            for key in 0..3u32 {
-                prop_assert!(b.used(&key.to_string(), day(1 + key)).joules <= 20.0 + 5.0);
-            }
+    #[test]
+    fn a_policy_survives_its_file_and_a_bad_one_is_refused() {
+        let good = Policy {
+            dividend: Some(Dividend { share: 0.5, baseline_j_per_token: 2.0 }),
+            ..policy(&[(Resource::Grams, 5.0, Some("ada")), (Resource::Usd, 1.0, None)])
+        };
+        assert_eq!(Policy::from_toml(&good.to_toml()).unwrap(), good);
+        for (from, to) in [
+            ("amount = 5.0", "amount = 0.0"),
+            ("amount = 5.0", "amount = nan"),
+            ("slow_from = 1.0", "slow_from = 1.5"),
+            ("share = 0.5", "share = -0.1"),
+            ("\"grams\"", "\"cats\""),
+            ("g_per_kwh", "g_per_mwh"),
+        ] {
+            let text = good.to_toml();
+            assert!(text.contains(from), "{text}");
+            assert!(Policy::from_toml(&text.replacen(from, to, 1)).is_err(), "{from} {to}");
         }
+        assert!(Policy::from_toml("caps = 3").unwrap_err().to_string().contains("rebound budget set"));
     }
 }

@@ -1,9 +1,12 @@
 //! Records of use: what was done on a day, and what it took.
 
-use chrono::NaiveDate;
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, NaiveDate};
 use serde::{Deserialize, Serialize};
 
 use super::ReboundError;
+use crate::ledger::{Kind, Numbered};
 
 /// What one group of users did on one day. Several records of a day and group are added up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +94,38 @@ impl Records {
     /// As the two.
     pub fn from_text(text: &str) -> Result<Self, ReboundError> {
         if text.trim_start().starts_with('[') { Self::from_json(text) } else { Self::from_csv(text) }
+    }
+
+    /// Of a ledger: a day of a tenant is a record. Counted are runs that answered requests: their tokens, the joules of all their phases
+    /// (standby and loading included), and a task for each request. Training, and programs under the meter, are no tasks. A day on which a
+    /// phase's joules are unknown is left out, since its energy is a lower bound.
+    ///
+    /// # Errors
+    /// [`ReboundError::Records`] if there is no such day.
+    pub fn from_ledger(rows: &[Numbered]) -> Result<Self, ReboundError> {
+        let answering: BTreeSet<&str> =
+            rows.iter().filter(|r| r.entry.kind == Kind::Request).map(|r| r.entry.run.as_str()).collect();
+        let tenants: BTreeMap<&str, &str> =
+            rows.iter().filter_map(|r| Some((r.entry.run.as_str(), r.entry.tenant.as_deref()?))).collect();
+        let mut days: BTreeMap<(NaiveDate, Option<&str>), (UsageRecord, bool)> = BTreeMap::new();
+        for Numbered { entry, .. } in rows.iter().filter(|r| answering.contains(r.entry.run.as_str())) {
+            let Some(day) = DateTime::from_timestamp_millis(entry.at_ms).map(|t| t.date_naive()) else { continue };
+            let group = tenants.get(entry.run.as_str()).copied();
+            let (record, known) = days.entry((day, group)).or_insert_with(|| {
+                let group = group.map(str::to_owned);
+                (UsageRecord { day, tokens: 0.0, joules: 0.0, tasks: 0.0, users: None, group }, true)
+            });
+            match entry.kind {
+                Kind::Request => record.tasks += 1.0,
+                Kind::Phase(_) => {
+                    record.tokens += entry.work.tokens as f64;
+                    record.joules += entry.energy.map_or(0.0, |e| e.joules);
+                    *known &= entry.energy.is_some() && entry.unknown_s <= 1e-9;
+                }
+                Kind::Start | Kind::Run => {}
+            }
+        }
+        Self::new(days.into_values().filter_map(|(record, known)| known.then_some(record)).collect())
     }
 
     /// In order of days.
