@@ -17,10 +17,12 @@ use std::{
 use anyhow::{anyhow, bail};
 use jevons_energy::{
     allocate::{ModelCosts, SequenceStep},
+    convert::Facility,
     grade::Energy,
     ledger::{Entry, Fingerprint, Group, Ledger, Phase, Recorder, StepUser, Work},
     meter::{Meter, Options, Wall, Window},
     rebound::{Cap, Decision, Gate, GateError, read_policy},
+    report::{Converted, Place},
 };
 use jevons_model::{
     Config,
@@ -28,7 +30,7 @@ use jevons_model::{
 };
 use serde_json::{Value, json};
 
-use crate::source::Files;
+use crate::{place::SiteArgs, source::Files};
 
 /// Of every command that computes.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -387,6 +389,12 @@ fn model_costs(config: &Config) -> ModelCosts {
     }
 }
 
+/// Where this machine is: JEVONS_REGION and JEVONS_FACILITY, else the world and a home.
+fn place() -> anyhow::Result<Place> {
+    let (site, facility) = SiteArgs::default().site(Facility::Home)?;
+    Ok(Place { site, facility, rent_usd_per_h: None })
+}
+
 /// What something has spent, as reports tell it: in one line for people (its `Display`), or in JSON.
 ///
 /// The joules of a run are handed over to its report here, and nowhere else: whatever follows from them (carbon, water, money) is made
@@ -417,6 +425,21 @@ impl Spent {
         Self { energy: Energy::sum(parts.iter().map(|p| p.energy)), complete: parts.iter().all(|p| p.complete) }
     }
 
+    /// Carbon, water and money, by the place that the environment names.
+    ///
+    /// # Errors
+    /// If it names none that there is.
+    pub fn converted(&self, seconds: f64) -> anyhow::Result<(Place, Converted)> {
+        let place = place()?;
+        let converted = place.convert(self.energy, seconds)?;
+        Ok((place, converted))
+    }
+
+    /// Grams of CO2e of the electricity, at central values; none if the environment names no place that there is.
+    pub fn carbon_g(&self) -> Option<f64> {
+        Some(place().ok()?.rates().amounts(self.energy.joules, 0.0).grams)
+    }
+
     pub fn json(&self) -> Value {
         json!({
             "joules": self.energy.joules,
@@ -424,6 +447,7 @@ impl Spent {
             "p5_p50_p95_j": self.energy.band(),
             "grade": self.energy.grade,
             "complete": self.complete,
+            "carbon_g": self.carbon_g(),
             "caveat": self.energy.grade.caveat(),
         })
     }

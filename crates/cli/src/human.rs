@@ -80,6 +80,17 @@ pub fn number(x: f64) -> String {
     }
 }
 
+/// A mass with three digits that count: `12.3 mg`.
+pub fn grams(g: f64) -> String {
+    match g.abs() {
+        a if a >= 1e6 => format!("{} t", number(g / 1e6)),
+        a if a >= 1e3 => format!("{} kg", number(g / 1e3)),
+        a if a >= 1.0 || a == 0.0 => format!("{} g", number(g)),
+        a if a >= 1e-3 => format!("{} mg", number(g * 1e3)),
+        _ => format!("{} µg", number(g * 1e6)),
+    }
+}
+
 /// How much was computed, and how fast.
 pub fn speeds(generation: &Generation) -> String {
     let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(" at {r:.0}/s"));
@@ -108,6 +119,12 @@ mod tests {
             "0", "0.00123", "0.0456", "0.789", "1.00", "12.3", "1000", "4711", "12.3 K", "5.58 M", "3.71e24", "1.00e-9",
         ];
         assert_eq!(shown, want);
+    }
+
+    #[test]
+    fn masses_change_unit_with_their_size() {
+        let shown = [0.0, 2.5e-6, 0.012, 3.0, 4.2e3, 1.8e9].map(grams);
+        assert_eq!(shown, ["0 g", "2.50 µg", "12.0 mg", "3.00 g", "4.20 kg", "1800 t"]);
     }
 
     #[test]

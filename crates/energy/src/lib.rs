@@ -15,3 +15,4 @@ pub mod ledger;
 pub mod meter;
 pub mod plan;
 pub mod rebound;
+pub mod report;

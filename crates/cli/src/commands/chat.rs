@@ -334,7 +334,8 @@ impl<W: Write> Talk<'_, W> {
         }
         notice(&human::speeds(&generation));
         if let Some(energy) = energy {
-            notice(&energy.to_string());
+            let carbon = energy.carbon_g().map_or(String::new(), |g| format!("; about {} of CO2e", human::grams(g)));
+            notice(&format!("{energy}{carbon}"));
             self.totals.energy.push(energy);
         }
         self.totals.prompt_tokens += generation.prompt_tokens - generation.cached_tokens;

@@ -21,10 +21,12 @@ use crossterm::{
     terminal::{Clear, ClearType},
 };
 use jevons_energy::{
+    convert::{Band, Facility, Interval, Month},
     export::{self, Format, FunctionalUnit, SciInputs, export},
     grade::joules,
     ledger::{Group, Ledger, Numbered, Phase, Recorder, RunTotal, Summary, Work, day, time},
     meter::{IdleFloor, Meter, Options, Sampler, State, Wall, Window},
+    report::{self, LedgerReport, Place},
 };
 use serde_json::json;
 
@@ -33,6 +35,7 @@ use crate::{
     chart,
     failure::ExitWith,
     human, interrupt,
+    place::SiteArgs,
     report::Report,
 };
 
@@ -100,10 +103,18 @@ impl MeterArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// What the ledger says: totals, by phase, model, command, day and run
+    /// What the ledger says, in joules, carbon, water and money: totals, by phase, model, command, day and run
     Report {
         #[command(flatten)]
         rows: RowArgs,
+        /// Write the report with plots as one HTML file
+        #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
+        html: Option<PathBuf>,
+        /// USD per hour of a rented machine, electricity inside [default: one's own, whose electricity is paid]
+        #[arg(long, value_name = "USD", conflicts_with = "electricity_price")]
+        rent: Option<Band>,
+        #[command(flatten)]
+        site: Box<SiteArgs>,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -178,7 +189,7 @@ enum UnitArg {
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     match &args.action {
-        Some(Action::Report { rows, json }) => report(rows, *json, out),
+        Some(Action::Report { rows, html, rent, site, json }) => report(rows, html.as_ref(), *rent, site, *json, out),
         Some(Action::Verify { file, expect, json }) => verify(file.as_ref(), expect.as_deref(), *json, out),
         Some(Action::Export { format, rows, output, intensity, embodied, per }) => {
             let rows = rows.read()?;
@@ -441,6 +452,13 @@ fn spent(window: &Window, floor: Option<&IdleFloor>) -> String {
 }
 
 impl RowArgs {
+    /// For people.
+    fn describe(&self) -> String {
+        let parts = [("run", &self.run), ("model", &self.model), ("day", &self.day)];
+        let parts: Vec<_> = parts.iter().filter_map(|(name, v)| Some(format!("{name} {}", v.as_ref()?))).collect();
+        if parts.is_empty() { "the whole ledger".into() } else { parts.join(", ") }
+    }
+
     fn read(&self) -> anyhow::Result<Vec<Numbered>> {
         let mut rows = open(self.file.as_ref())?.rows()?;
         if let Some(run) = &self.run {
@@ -474,12 +492,30 @@ fn open(file: Option<&PathBuf>) -> anyhow::Result<Ledger> {
 /// Runs that the report for people lists; `--json` has all.
 const LAST_RUNS: usize = 20;
 
-fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
-    let summary = Summary::of(&args.read()?);
+fn report(
+    args: &RowArgs,
+    html: Option<&PathBuf>,
+    rent: Option<Band>,
+    site: &SiteArgs,
+    json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let (site, facility) = site.site(Facility::Home)?;
+    let place = Place { site, facility, rent_usd_per_h: rent };
+    let report = LedgerReport::of(args.describe(), Summary::of(&args.read()?), place, Month::now())?;
+    if let Some(file) = html {
+        jevons_sys::atomic::write(file, report::html(&report).as_bytes())
+            .with_context(|| format!("{}: cannot write the report", file.display()))?;
+    }
     if json {
-        serde_json::to_writer_pretty(&mut *out, &summary)?;
+        serde_json::to_writer_pretty(&mut *out, &report)?;
         return Ok(writeln!(out)?);
     }
+    print_report(&report, out)
+}
+
+fn print_report(ledger: &LedgerReport, out: &mut impl Write) -> anyhow::Result<()> {
+    let summary = &ledger.summary;
     let Some((from, to)) = summary.from_to_ms else {
         return Ok(writeln!(out, "the ledger has no such rows")?);
     };
@@ -517,6 +553,19 @@ fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()
     }
     rows.extend(summary.caveat.map(|caveat| ("note".into(), caveat.into())));
     report.section("Total", &rows)?;
+    let cells = |(label, value, unit, _): (&str, Interval, &str, &str)| {
+        let [p5, p50, p95] = [value.p5, value.p50, value.p95].map(human::number);
+        vec![label.to_owned(), p5, p50, p95, unit.to_owned()]
+    };
+    let come_to: Vec<_> = ledger.rows().into_iter().map(cells).collect();
+    report.table("It comes to", &["", "p5", "p50", "p95", "unit"], &come_to)?;
+    let site = &ledger.place.site;
+    report.line(&format!(
+        "  grid of {}, PUE {}, {}; --region and --facility name yours, --html has every formula and source",
+        site.region,
+        human::number(site.pue.mid()),
+        ledger.footprint.usd_is
+    ))?;
     let line = |name: &str, g: &Group| {
         let per = g.marginal_j_per_token().map_or(String::new(), joules);
         let grade = g.energy.grade.to_string();
