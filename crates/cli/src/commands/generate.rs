@@ -79,6 +79,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let mut account = Account::open(&args.ledger, "generate")?;
     let model = files.model(&args.compute)?;
     account.loaded(&files);
+    account.admit_or_stop()?;
     let stream = !args.json && prompts.len() == 1 && tokenizer.is_some();
     let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, &mut account, out)?;
     let spent = Spent::of_window(&account.close());

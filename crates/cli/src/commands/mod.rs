@@ -39,7 +39,7 @@ pub enum Command {
     Bench(bench::Args),
     Train(train::Args),
     Meter(meter::Args),
-    Plan(plan::Args),
+    Plan(Box<plan::Args>),
     Rebound(rebound::Args),
     Tokenizer(tokenizer::Args),
     Convert(convert::Args),

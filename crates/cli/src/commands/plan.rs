@@ -1,4 +1,7 @@
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -8,7 +11,7 @@ use jevons_energy::{
     plan::{self, BackTest, Device, Distillation, ModelShape, Plan, R1, Request, Rl, Serving, Work},
 };
 
-use crate::{human, input, place::SiteArgs};
+use crate::{human, input, place::SiteArgs, report::Report};
 
 /// Say what a training run or a service will take, before it starts
 ///
@@ -22,7 +25,7 @@ use crate::{human, input, place::SiteArgs};
   jevons plan config.json --stage serve --users 10K --requests 20 --hardware H200
   jevons plan config.json --stage r1 --hardware H800 --devices 512
   jevons plan --claims
-  jevons plan --size 30M --tokens 1B --hardware cpu --cpu-gflops 800 --cpu-watts 65")]
+  jevons plan --size 30M --tokens 1B --hardware cpu --bench bench.json --cpu-watts 65")]
 pub struct Args {
     /// A config.json, or the folder of a model
     #[arg(conflicts_with = "size")]
@@ -132,8 +135,11 @@ struct PlaceArgs {
     /// How many devices
     #[arg(long, value_name = "N")]
     devices: Option<Band>,
-    /// With --hardware cpu: speed of large products in GFLOP/s, as `jevons bench` measures it
-    #[arg(long, value_name = "GFLOPS", required_if_eq("hardware", "cpu"))]
+    /// With --hardware cpu: what `jevons bench --json` (or `bench gemm --json`) wrote on that machine: its speed of products and memory
+    #[arg(long, value_name = "FILE.json", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["cpu_gflops", "cpu_bandwidth"])]
+    bench: Option<PathBuf>,
+    /// With --hardware cpu: speed of large products in GFLOP/s, instead of --bench
+    #[arg(long, value_name = "GFLOPS")]
     cpu_gflops: Option<Band>,
     /// With --hardware cpu: power of the whole machine under load
     #[arg(long, value_name = "W", required_if_eq("hardware", "cpu"))]
@@ -248,7 +254,7 @@ impl Args {
                 tokens: need("tokens", w.tokens)?,
                 epochs: w.epochs.mid(),
                 kept: w.kept,
-                teacher: w.teacher.as_ref().map(shape).transpose()?,
+                teacher: w.teacher.as_deref().map(shape).transpose()?,
                 teacher_batch: w.batch.mid(),
                 length: w.sequence.mid(),
             }),
@@ -266,23 +272,46 @@ impl Args {
     }
 }
 
-fn shape(path: &PathBuf) -> anyhow::Result<ModelShape> {
+fn shape(path: &Path) -> anyhow::Result<ModelShape> {
     let file = [path.join("config.json"), path.join("model/config.json")].into_iter().find(|file| file.is_file());
-    let file = file.unwrap_or_else(|| path.clone());
+    let file = file.unwrap_or_else(|| path.to_path_buf());
     ModelShape::from_config_json(&input::text(&file)?).with_context(|| file.display().to_string())
+}
+
+/// GFLOP/s of large products and GB/s of memory, all threads, from the report of a bench.
+fn measured(file: &Path) -> anyhow::Result<(Band, f64)> {
+    let report: serde_json::Value =
+        serde_json::from_str(&input::text(file)?).with_context(|| file.display().to_string())?;
+    let limit = |name: &str| {
+        let value = report["limits"][name]["all_threads"].as_f64().filter(|v| v.is_finite() && *v > 0.0);
+        value.with_context(|| {
+            format!("{}: no `limits.{name}.all_threads`; expected what `jevons bench --json` writes", file.display())
+        })
+    };
+    let gflops = limit("product_flop_per_s")? / 1e9;
+    Ok((Band::new(gflops, gflops, gflops)?, limit("read_bytes_per_s")? / 1e9))
 }
 
 impl PlaceArgs {
     fn device(&self) -> anyhow::Result<Device> {
-        let mut device = match (self.cpu_gflops, self.cpu_watts) {
-            (Some(gflops), Some(watts)) if self.hardware.eq_ignore_ascii_case("cpu") => {
-                Device::cpu(gflops, watts, self.cpu_memory.mid(), self.cpu_bandwidth.mid())?
-            }
-            _ if self.hardware.eq_ignore_ascii_case("cpu") => {
-                bail!("--hardware cpu needs --cpu-gflops (measured by `jevons bench`) and --cpu-watts")
-            }
-            _ => Device::named(&self.hardware)?,
+        let mut device = if self.hardware.eq_ignore_ascii_case("cpu") {
+            let (gflops, bandwidth) = match (&self.bench, self.cpu_gflops) {
+                (Some(file), _) => measured(file)?,
+                (None, Some(gflops)) => (gflops, self.cpu_bandwidth.mid()),
+                (None, None) => {
+                    bail!(
+                        "--hardware cpu needs --bench FILE.json, written by `jevons bench gemm --json`, or --cpu-gflops"
+                    )
+                }
+            };
+            let watts = self.cpu_watts.context("--hardware cpu needs --cpu-watts")?;
+            Device::cpu(gflops, watts, self.cpu_memory.mid(), bandwidth)?
+        } else {
+            Device::named(&self.hardware)?
         };
+        if let (true, Some(file)) = (device.is_cpu(), &self.bench) {
+            device.source = format!("measured by jevons bench ({}); power as declared", file.display());
+        }
         if self.rent.is_some() {
             device.rent_usd_per_h = self.rent;
         }
@@ -307,30 +336,28 @@ impl PlaceArgs {
 }
 
 fn print(plan: &Plan, out: &mut impl Write) -> anyhow::Result<()> {
-    writeln!(out, "{}\n", plan.title)?;
-    let width = plan.rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0);
-    let [p5, p50, p95] = ["p5", "p50", "p95"];
-    writeln!(out, "{:<width$}  {p5:>9} {p50:>9} {p95:>9}  unit", "")?;
-    for row in &plan.rows {
+    let mut report = Report::new(out);
+    report.line(&plan.title)?;
+    let row = |row: &plan::Row| {
         let (factor, unit) = fitting(row.unit, row.value.p95);
-        let [a, b, c] = [row.value.p5, row.value.p50, row.value.p95].map(|x| human::number(x * factor));
-        writeln!(out, "{:<width$}  {a:>9} {b:>9} {c:>9}  {unit}", row.label)?;
-    }
-    writeln!(out, "\nIt stands on (p5, p50, p95)")?;
-    for a in &plan.assumptions {
+        let [p5, p50, p95] = [row.value.p5, row.value.p50, row.value.p95].map(|x| human::number(x * factor));
+        vec![row.label.to_owned(), p5, p50, p95, unit.to_owned()]
+    };
+    let rows: Vec<_> = plan.rows.iter().map(row).collect();
+    report.table("Plan", &["", "p5", "p50", "p95", "unit"], &rows)?;
+    let assumption = |a: &plan::Assumption| {
         let numbers = if a.band.is_exact() {
             human::number(a.band.mid())
         } else {
             [a.band.low(), a.band.mid(), a.band.high()].map(human::number).join(", ")
         };
-        writeln!(out, "  {}: {numbers} {}; {}", a.name, if a.unit == "1" { "" } else { &a.unit }, a.source)?;
-    }
-    for line in &plan.boundary {
-        writeln!(out, "{line}")?;
-    }
-    for warning in &plan.warnings {
-        writeln!(out, "warning: {warning}")?;
-    }
+        let unit = if a.unit == "1" { String::new() } else { format!(" {}", a.unit) };
+        (a.name.clone(), format!("{numbers}{unit}; {}", a.source))
+    };
+    report.section("It stands on (p5, p50, p95)", &plan.assumptions.iter().map(assumption).collect::<Vec<_>>())?;
+    let notes = plan.boundary.iter().map(|line| ("boundary".to_owned(), line.clone()));
+    let warnings = plan.warnings.iter().map(|line| ("warning".to_owned(), line.clone()));
+    report.section("To know", &notes.chain(warnings).collect::<Vec<_>>())?;
     Ok(())
 }
 
@@ -371,20 +398,21 @@ fn print_claims(claims: &[Claim], warnings: &[String], out: &mut impl Write) -> 
         true => human::number(mid),
         false => format!("{} ({} to {})", human::number(mid), human::number(low), human::number(high)),
     };
+    let mut report = Report::new(out);
     for claim in claims {
-        writeln!(out, "\"{}\": {}", claim.says, claim.verdict.to_string().to_uppercase())?;
+        let mut rows: Vec<(String, String)> = vec![];
         for line in &claim.lines {
             let value = band(line.value.p5, line.value.p50, line.value.p95);
-            writeln!(out, "  {}: {value} {} = {}", line.label, line.unit, line.formula)?;
+            rows.push((line.label.to_owned(), format!("{value} {} = {}", line.unit, line.formula)));
         }
         match claim.source_is_about {
             Some(about) if about != claim.subject => {
-                writeln!(out, "  said of {}; the source is about {about}", claim.subject)?;
+                rows.push(("said of".into(), format!("{}; its source is about {about}", claim.subject)));
             }
             Some(_) => {}
-            None => writeln!(out, "  said of {}; no source was found", claim.subject)?,
+            None => rows.push(("said of".into(), format!("{}; no source was found", claim.subject))),
         }
-        writeln!(out, "  {}", claim.why)?;
+        rows.push(("why".into(), claim.why.to_owned()));
         for c in &claim.inputs {
             let value = band(c.band.low(), c.band.mid(), c.band.high());
             let evidence = match c.evidence {
@@ -393,12 +421,10 @@ fn print_claims(claims: &[Claim], warnings: &[String], out: &mut impl Write) -> 
                 Evidence::Computed => "computed",
                 Evidence::Recalled => "recalled, not checked again",
             };
-            writeln!(out, "    {}: {value} {}; {} ({}, {evidence})", c.name, c.unit, c.source, c.date)?;
+            rows.push((format!("- {}", c.name), format!("{value} {}; {} ({}, {evidence})", c.unit, c.source, c.date)));
         }
-        writeln!(out)?;
+        report.section(&format!("\"{}\": {}", claim.says, claim.verdict.to_string().to_uppercase()), &rows)?;
     }
-    for warning in warnings {
-        writeln!(out, "warning: {warning}")?;
-    }
-    Ok(())
+    let old: Vec<_> = warnings.iter().map(|line| ("warning".to_owned(), line.clone())).collect();
+    Ok(report.section("Old inputs", &old)?)
 }

@@ -18,7 +18,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use clap::{Subcommand, ValueHint};
 use jevons_energy::{
     convert::{Band, Facility, IntensityHours, SEED, constant},
-    ledger::{Ledger, day},
+    ledger::{Ledger, Summary, day},
     rebound::{
         self, Amounts, Budget, Cap, Deferral, Dividend, Effect, Estimate, Market, Measurement, Policy, Projection,
         Rates, Records, Resource, Slot, j_per_token, read_policy, used_today,
@@ -291,6 +291,7 @@ fn model(args: &ModelArgs, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 fn measure(args: &MeasureArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut notes = vec![];
     let (records, of) = match &args.usage {
         Some(path) => {
             let text = input::text(path)?;
@@ -301,11 +302,17 @@ fn measure(args: &MeasureArgs, out: &mut impl Write) -> anyhow::Result<()> {
             let path =
                 path.context("the ledger is off (JEVONS_LEDGER=off); name one with --file, or records with --usage")?;
             let rows = Ledger::open_existing(&path)?.rows()?;
-            let worst = rows.iter().filter_map(|r| r.entry.energy).map(|e| e.grade).max();
-            let grade = worst.map_or(String::new(), |g| format!(", joules of grade {g} or better"));
-            let records = Records::from_ledger(&rows)
+            let (records, left_out) = Records::from_ledger(&rows)
                 .with_context(|| format!("{}: no day of it has a request with known energy", path.display()))?;
-            (records, format!("{}{grade}", path.display()))
+            if left_out > 0 {
+                notes.push(format!("{left_out} days are left out: part of their energy is unknown"));
+            }
+            let grade = Summary::of(&rows).total.energy.grade;
+            if let Some(caveat) = grade.caveat() {
+                notes
+                    .push(format!("{caveat}; its gain in J per token is a gain in seconds per token and nothing more"));
+            }
+            (records, format!("{}, joules of grade {grade}", path.display()))
         }
     };
     let known: BTreeSet<&str> = records.all().iter().filter_map(|r| r.group.as_deref()).collect();
@@ -319,7 +326,8 @@ fn measure(args: &MeasureArgs, out: &mut impl Write) -> anyhow::Result<()> {
         pass_through: args.pass_through,
         seed: args.seed,
     };
-    let m = rebound::measure(&records, &options).with_context(|| of.clone())?;
+    let mut m = rebound::measure(&records, &options).with_context(|| of.clone())?;
+    m.notes.splice(0..0, notes);
     if args.json { put_json(&m, out) } else { print_measurement(&m, &of, args, out) }
 }
 

@@ -51,6 +51,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let mut account = Account::open(&args.ledger, "score")?;
     let model = files.model(&args.compute)?;
     account.loaded(&files);
+    account.admit_or_stop()?;
     let bar = progress::bar(sequences.len() as u64, "scoring", "sequences");
     let score = jevons_infer::score(&model, &sequences, &mut |done| {
         bar.set_position(done as u64);

@@ -90,7 +90,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let mut tokens = None;
     let summary = run::run(&recipe, args.resume, &stop, &mut |event| {
         book(&event, &mut account, &mut tokens);
-        if matches!(event, Event::Step(_) | Event::Heldout { .. }) && account.admit().is_break() {
+        if matches!(event, Event::Start { .. } | Event::Step(_) | Event::Heldout { .. }) && account.admit().is_break() {
             stop.store(true, Ordering::Relaxed); // as Ctrl-C: it saves and leaves
         }
         view.show(event);

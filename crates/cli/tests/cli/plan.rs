@@ -88,6 +88,23 @@ fn a_plan_says_what_it_stands_on_and_what_is_not_in_it() {
 }
 
 #[test]
+fn a_cpu_is_what_the_bench_has_measured() {
+    let dir = tempdir().unwrap();
+    let path = dir.path();
+    let bench = jevons(path, &["bench", "gemm", "--quick", "--json"]).ok();
+    fs::write(path.join("bench.json"), &bench).unwrap();
+    let args = ["plan", "--size", "30M", "--tokens", "1B", "--hardware", "cpu", "--cpu-watts", "65", "--json"];
+    let plan = jevons(path, &[&args[..], &["--bench", "bench.json"]].concat()).json();
+    let bench: Value = serde_json::from_str(&bench).unwrap();
+    let flop_per_s = bench["limits"]["product_flop_per_s"]["all_threads"].as_f64().unwrap();
+    // 6 FLOP per parameter and token, at 0.7 (0.45 to 0.9) of the speed of products.
+    within(&plan, "device_hours", 6.0 * 30e6 * 1e9 / (0.7 * flop_per_s) / 3600.0);
+    fs::write(path.join("bench.json"), "{}").unwrap();
+    let error = jevons(path, &[&args[..], &["--bench", "bench.json"]].concat()).fails(1);
+    assert!(error.contains("bench.json") && error.contains("jevons bench --json"), "{error}");
+}
+
+#[test]
 fn the_region_comes_from_the_flag_or_from_the_environment() {
     let dir = tempdir().unwrap();
     let args = ["plan", "--size", "1B", "--tokens", "1B", "--json"];
@@ -150,7 +167,7 @@ fn what_cannot_be_planned_is_refused_with_a_way_out() {
     fails(&[], 1, "--size");
     fails(&["--size", "7B"], 1, "--tokens");
     fails(&["--size", "7B", "--tokens", "1T", "--hardware", "abacus"], 1, "MI300X");
-    fails(&["--size", "7B", "--tokens", "1T", "--hardware", "cpu"], 2, "--cpu-gflops");
+    fails(&["--size", "7B", "--tokens", "1T", "--hardware", "cpu"], 2, "--cpu-watts");
     fails(&["--size", "7B", "--tokens", "1T", "--region", "XXX"], 1, "XXX");
     fails(&["--size", "7B", "--tokens", "1T", "--pue", "0.5"], 1, "PUE");
     fails(&["--size", "7B", "--tokens=-1"], 2, "tokens");

@@ -63,7 +63,7 @@ fn the_table_of_the_model_is_that_of_the_formula() {
 }
 
 /// So many days on each side; in the second half a token takes half the energy, and use grows 1.5 times (R = 0.5).
-fn ledger(path: &Path, side: i64) {
+fn ledger(path: &Path, side: i64, grade: Grade) {
     let mut rows = vec![];
     for d in 0..2 * side {
         let at_ms = 1_767_225_600_000 + d * 86_400_000 + 3_600_000; // from 2026-01-01
@@ -79,7 +79,7 @@ fn ledger(path: &Path, side: i64) {
             model: None,
             work: Work { tokens, ..Work::default() },
             seconds: 1.0,
-            energy: Some(Energy::new(joules, Grade::B)),
+            energy: Some(Energy::new(joules, grade)),
             unknown_s: 0.0,
             own_cpu_s: None,
             busy_cpu_s: None,
@@ -101,8 +101,8 @@ fn ledger(path: &Path, side: i64) {
 #[test]
 fn the_rebound_of_a_ledger_is_measured_and_thin_data_is_refused() {
     let dir = tempdir().unwrap();
-    ledger(&dir.path().join("l.sqlite"), 30);
-    ledger(&dir.path().join("thin.sqlite"), 10);
+    ledger(&dir.path().join("l.sqlite"), 30, Grade::B);
+    ledger(&dir.path().join("thin.sqlite"), 10, Grade::E);
     let at = |change: &str, more: &[&str]| {
         jevons(dir.path(), &[&["rebound", "measure", "--file", "l.sqlite", "--change", change], more].concat())
     };
@@ -127,11 +127,11 @@ fn the_rebound_of_a_ledger_is_measured_and_thin_data_is_refused() {
         "tokens per task",
         "J per token",
         "all growth counted",
-        "grade E or better",
-        "grade B or better",
+        "no evidence of its own",
+        "joules of grade B",
         "beyond the trend",
     ] {
-        assert_eq!(text.contains(part), part != "grade E or better", "{part}: {text}");
+        assert_eq!(text.contains(part), part != "no evidence of its own", "{part}: {text}");
     }
     let thin = ["rebound", "measure", "--file", "thin.sqlite", "--change", "2026-01-11", "--json"];
     let thin = jevons(dir.path(), &thin).json();
@@ -139,6 +139,7 @@ fn the_rebound_of_a_ledger_is_measured_and_thin_data_is_refused() {
         thin["rebound"]["point"].is_null() && thin["rebound"]["refused"].as_str().unwrap().contains("needs 14"),
         "{thin:#}"
     );
+    assert!(thin["notes"][0].as_str().unwrap().contains("no evidence of its own"), "{thin:#}");
     assert!(at("2026-01-02", &[]).fails(1).contains("1 days before the change"));
     assert!(at("2026-01-31", &["--control", "nobody"]).fails(1).contains("no such group"));
     at("January", &[]).fails(2);
@@ -157,7 +158,9 @@ fn a_budget_stops_generation_and_says_so() {
     let full = metered(path, &job, "").json();
     assert_eq!(full["sequences"].as_array().unwrap().len(), 600);
     let (spent, full_j) = (used_j_without_budget(path), full["energy"]["joules"].as_f64().unwrap());
-    set(path, &["--joules", &format!("{}", spent + full_j / 10.0)]);
+    // Far less than the job takes on any machine: 50 J are 50 ms of this one.
+    let cap = spent + (full_j / 10.0).min(50.0);
+    set(path, &["--joules", &format!("{cap}")]);
     let stopped = metered(path, &job, "");
     assert_eq!(stopped.code, Some(1), "{}", stopped.err);
     assert!(
@@ -165,9 +168,11 @@ fn a_budget_stops_generation_and_says_so() {
         "{}",
         stopped.err
     );
-    let done: Value = serde_json::from_str(&stopped.out).unwrap();
-    let n = done["sequences"].as_array().unwrap().len();
-    assert!(n < 600, "{n}");
+    // What was done until then is printed, if anything was.
+    if let Ok(done) = serde_json::from_str::<Value>(&stopped.out) {
+        let n = done["sequences"].as_array().unwrap().len();
+        assert!(n < 600, "{n}");
+    }
     assert!(metered(path, &["meter", "verify"], "").ok().ends_with("intact\n"));
 
     // Nothing is left: neither for the next run, nor for a chat; and the budget cannot be passed by leaving the ledger out.
@@ -218,12 +223,12 @@ fn a_budget_stops_training_and_nothing_is_lost() {
     fs::write(path.join("recipe.toml"), RECIPE).unwrap();
     let mut args =
         vec!["train", "recipe.toml", "--set", "schedule.steps=100000", "--set", "evaluation.every_steps=100000"];
-    set(path, &["--joules", "2K"]); // two seconds of a kilowatt
+    set(path, &["--joules", "3K"]); // three seconds of a kilowatt
     let run = metered(path, &args, "");
     assert!(run.code == Some(1) && run.err.contains("stopped by the budget"), "{run:?}");
     assert!(run.out.contains("stopped and saved after step"), "{run:?}");
     let used = used_j(path);
-    set(path, &["--joules", &format!("{}", used + 2000.0)]);
+    set(path, &["--joules", &format!("{}", used + 4000.0)]);
     args.push("--resume");
     let again = metered(path, &args, "");
     assert!(again.code == Some(1) && again.out.contains("stopped and saved after step"), "{again:?}");

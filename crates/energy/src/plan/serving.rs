@@ -141,7 +141,16 @@ impl Serving {
         if let Some(covered) = covered {
             n.push(("expert_coverage", "experts that a batch touches", "of all", "1 − (1 − k/n)^B", covered));
         }
+        let caches_gb = self.batch * (input + output) * model.cache_numbers * 2.0 / 1e9;
         n.extend([
+            ("weights_gb", "memory of the weights", "GB", "parameters · bytes as stored", model.weight_bytes() / 1e9),
+            (
+                "caches_gb",
+                "memory of the caches of a batch",
+                "GB",
+                "batch · (input + output) · cache per token",
+                caches_gb,
+            ),
             ("step_ms", "time of a decode step", "ms", "max(FLOP / F, bytes / BW) + overhead", step_s * 1e3),
             ("tokens_per_s_user", "speed that a user sees", "tokens/s", "1 / step", 1.0 / step_s),
             (

@@ -211,6 +211,21 @@ impl Planner<'_> {
                 hours.sampling,
             ));
         }
+        let (state_gb, least) = memory(self.request);
+        n.push((
+            "state_gb",
+            "memory of weights, gradients and optimizer",
+            "GB",
+            "16 B · parameters, activations not counted",
+            state_gb,
+        ));
+        n.push((
+            "least_devices",
+            "devices that hold it, at least",
+            "",
+            "memory / (0.8 · memory of a device), rounded up",
+            least,
+        ));
         if let Some(devices) = self.request.devices {
             n.push(("days", "time", "days", "device-hours / devices / 24", device_h / devices / 24.0));
             let mean_mw = f.facility_kwh / device_h * devices / 1e3;
@@ -281,6 +296,12 @@ impl Planner<'_> {
     }
 }
 
+/// GB of the state of training, and how many devices hold it if a fifth of their memory is left to activations.
+fn memory(request: &Request) -> (f64, f64) {
+    let state_gb = request.model.training_bytes() / 1e9;
+    (state_gb, (state_gb / (0.8 * request.device.memory_gb)).ceil().max(1.0))
+}
+
 pub(super) fn money_formula(money: &Money) -> &'static str {
     match money {
         Money::Rental { .. } => "device-hours · rent (electricity inside)",
@@ -340,7 +361,7 @@ fn check(request: &Request) -> Result<(), PlanError> {
 
 pub(super) fn plan(request: &Request) -> Result<Plan, PlanError> {
     check(request)?;
-    let Request { device, model, .. } = request;
+    let Request { device, .. } = request;
     let mut assumptions = Vec::new();
     let utilisation = match request.utilisation {
         Some(given) => {
@@ -370,8 +391,7 @@ pub(super) fn plan(request: &Request) -> Result<Plan, PlanError> {
         assumptions.push(constant("rl_other_time").into());
     }
     let mut warnings = common(request, &mut assumptions);
-    let state_gb = model.training_bytes() / 1e9;
-    let least = (state_gb / (0.8 * device.memory_gb)).ceil().max(1.0);
+    let (state_gb, least) = memory(request);
     let memory = format!(
         "state of training: {state_gb:.0} GB (16 bytes per parameter, activations not counted), at least {least:.0} {} of {} GB",
         device.name, device.memory_gb
@@ -406,13 +426,18 @@ pub(super) fn common(request: &Request, assumptions: &mut Vec<Assumption>) -> Ve
     if let Money::Rental { usd_per_device_h } = money {
         assumptions.push(of_device("rent", *usd_per_device_h, "USD per device-hour"));
     }
-    let region = format!("grid of {}: electricity_mixes.csv, EcoLogits 0.9.3 (2026-03)", site.region);
+    let region = format!("as given, else {} in electricity_mixes.csv, EcoLogits 0.9.3 (2026-03)", site.region);
     assumptions.extend([
         Assumption::new("grid", site.grid_g_per_kwh, "g CO2e per kWh", region.clone()),
         Assumption::new("EWIF", site.ewif_l_per_kwh, "L per kWh generated", region),
-        Assumption::new("PUE", site.pue, "1", "of the facility"),
-        Assumption::new("WUE", site.wue_l_per_kwh, "L per kWh of IT energy", "of the facility"),
-        Assumption::new("electricity price", site.electricity_usd_per_kwh, "USD per kWh", "of the facility"),
+        Assumption::new("PUE", site.pue, "1", "as given, else of the facility"),
+        Assumption::new("WUE", site.wue_l_per_kwh, "L per kWh of IT energy", "as given, else of the facility"),
+        Assumption::new(
+            "electricity price",
+            site.electricity_usd_per_kwh,
+            "USD per kWh",
+            "as given, else of the facility",
+        ),
     ]);
     let mut used = Site::constants(request.facility);
     used.extend(["embodied_server_kg", "life_years", "utilisation_of_life"].map(constant));

@@ -171,7 +171,7 @@ pub fn j_per_token(ledger: &Path, now_ms: i64) -> Result<Option<f64>, GateError>
     let mut rows = crate::ledger::Ledger::open_existing(ledger)?.rows()?;
     rows.retain(|r| (today - EFFICIENCY_DAYS * DAY_MS..today).contains(&r.entry.at_ms));
     let records = Records::from_ledger(&rows);
-    Ok(records.ok().and_then(|records| {
+    Ok(records.ok().and_then(|(records, _)| {
         let (joules, tokens) = records.all().iter().fold((0.0, 0.0), |(j, t), r| (j + r.joules, t + r.tokens));
         (tokens > 0.0).then(|| joules / tokens)
     }))

@@ -190,7 +190,10 @@ fn estimate(point: f64, mut values: Vec<f64>, thin: Option<&str>, widest: f64) -
     let (low, high) = (at(0.025), at(0.975));
     let refused = match thin {
         Some(why) => Some(why.to_string()),
-        None if !(high - low <= widest) => Some(format!("the interval is wider than {:.0} points", widest * 100.0)),
+        // Also where an end is no number.
+        None if (high - low).partial_cmp(&widest).is_none_or(std::cmp::Ordering::is_gt) => {
+            Some(format!("the interval is wider than {:.0} points", widest * 100.0))
+        }
         None => None,
     };
     Estimate { low, point: refused.is_none().then_some(point), high, refused }

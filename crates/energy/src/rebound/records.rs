@@ -98,11 +98,11 @@ impl Records {
 
     /// Of a ledger: a day of a tenant is a record. Counted are runs that answered requests: their tokens, the joules of all their phases
     /// (standby and loading included), and a task for each request. Training, and programs under the meter, are no tasks. A day on which a
-    /// phase's joules are unknown is left out, since its energy is a lower bound.
+    /// phase's joules are unknown is left out, since its energy is a lower bound; how many were is returned beside.
     ///
     /// # Errors
     /// [`ReboundError::Records`] if there is no such day.
-    pub fn from_ledger(rows: &[Numbered]) -> Result<Self, ReboundError> {
+    pub fn from_ledger(rows: &[Numbered]) -> Result<(Self, usize), ReboundError> {
         let answering: BTreeSet<&str> =
             rows.iter().filter(|r| r.entry.kind == Kind::Request).map(|r| r.entry.run.as_str()).collect();
         let tenants: BTreeMap<&str, &str> =
@@ -125,7 +125,10 @@ impl Records {
                 Kind::Start | Kind::Run => {}
             }
         }
-        Self::new(days.into_values().filter_map(|(record, known)| known.then_some(record)).collect())
+        let all = days.len();
+        let known: Vec<_> = days.into_values().filter_map(|(record, known)| known.then_some(record)).collect();
+        let left_out = all - known.len();
+        Ok((Self::new(known)?, left_out))
     }
 
     /// In order of days.
@@ -142,6 +145,10 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        grade::{Energy, Grade},
+        ledger::{Entry, Phase, Work},
+    };
 
     #[test]
     fn both_forms_give_the_same_records() {
@@ -149,6 +156,53 @@ mod tests {
         let json = r#"[{"day":"2026-01-01","tokens":5,"joules":20,"tasks":1},
             {"day":"2026-01-02","tokens":10,"joules":50,"tasks":3,"group":"a"}]"#;
         assert_eq!(Records::from_text(csv).unwrap(), Records::from_text(json).unwrap());
+    }
+
+    #[test]
+    fn a_ledger_gives_a_record_for_each_day_and_tenant() {
+        let at = |d: i64| 1_767_225_600_000 + d * 86_400_000; // 2026-01-01
+        let row = |run: &str, d, kind, tokens, joules: Option<f64>, tenant: Option<&str>| Numbered {
+            seq: 1,
+            entry: Entry {
+                at_ms: at(d),
+                run: run.into(),
+                request: None,
+                kind,
+                command: "chat".into(),
+                tenant: tenant.map(Into::into),
+                model: None,
+                work: Work::tokens(tokens),
+                seconds: 1.0,
+                energy: joules.map(|j| Energy::new(j, Grade::B)),
+                unknown_s: 0.0,
+                own_cpu_s: None,
+                busy_cpu_s: None,
+                boundary: String::new(),
+            },
+        };
+        let (answer, idle) = (Kind::Phase(Phase::Answer), Kind::Phase(Phase::Idle));
+        let rows = [
+            row("a", 0, answer, 10, Some(20.0), None),
+            row("a", 0, Kind::Request, 10, Some(20.0), None),
+            row("a", 0, idle, 0, Some(5.0), None), // standby is part of what the answers took
+            row("b", 0, answer, 4, Some(8.0), Some("ada")),
+            row("b", 0, Kind::Request, 4, Some(8.0), Some("ada")),
+            row("t", 0, Kind::Phase(Phase::Train), 1000, Some(1e6), None), // no request: no task
+            row("c", 1, answer, 3, None, None),                            // nothing is known of it
+            row("c", 1, Kind::Request, 3, None, None),
+        ];
+        let (records, left_out) = Records::from_ledger(&rows).unwrap();
+        let day = NaiveDate::from_ymd_opt(2026, 1, 1).unwrap();
+        let of = |tokens, joules, group: Option<&str>| UsageRecord {
+            day,
+            tokens,
+            joules,
+            tasks: 1.0,
+            users: None,
+            group: group.map(Into::into),
+        };
+        assert_eq!((records.all(), left_out), (&[of(10.0, 25.0, None), of(4.0, 8.0, Some("ada"))][..], 1));
+        assert!(Records::from_ledger(&rows[5..]).is_err());
     }
 
     #[test]

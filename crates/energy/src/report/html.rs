@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use plotters::prelude::*;
+use plotters::{
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
 
 use super::LedgerReport;
 use crate::{
@@ -140,7 +143,7 @@ fn name(model: &str) -> String {
 /// Three digits that count.
 fn number(x: f64) -> String {
     match x.abs() {
-        a if a == 0.0 => "0".into(),
+        0.0 => "0".into(),
         a if !(1e-3..1e6).contains(&a) => format!("{x:.2e}"),
         a if a >= 100.0 => format!("{x:.0}"),
         a if a >= 10.0 => format!("{x:.1}"),
@@ -195,11 +198,6 @@ fn bars(title: &str, values: &[(String, f64)]) -> String {
             .y_label_area_size(70)
             .build_cartesian_2d(0.0..n as f64, 0.0..top)
             .expect(STRING);
-        let label = |x: &f64| {
-            // Labels stand in the middle of their bars.
-            let i = x.floor() as usize;
-            values.get(i).map_or(String::new(), |v| v.0.clone())
-        };
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -207,9 +205,7 @@ fn bars(title: &str, values: &[(String, f64)]) -> String {
             .bold_line_style(FAINT)
             .axis_style(INK.mix(0.5))
             .label_style(font(12))
-            .x_labels(n.clamp(1, 8))
-            .x_label_formatter(&label)
-            .x_label_offset(if n <= 8 { (860 - 100) / (2 * n.max(1)) as i32 } else { 0 })
+            .x_labels(0)
             .y_label_formatter(&|y| number(*y))
             .draw()
             .expect(STRING);
@@ -218,6 +214,12 @@ fn bars(title: &str, values: &[(String, f64)]) -> String {
             Rectangle::new([(i as f64 + 0.12, 0.0), (i as f64 + 0.88, high)], BAR.filled())
         };
         chart.draw_series(values.iter().enumerate().map(of)).expect(STRING);
+        // A name below every bar, or below every so many that they do not touch.
+        let style = font(12).pos(Pos::new(HPos::Center, VPos::Top));
+        for (i, (name, _)) in values.iter().enumerate().step_by(n.div_ceil(9)) {
+            let (x, y) = chart.plotting_area().map_coordinate(&(i as f64 + 0.5, 0.0));
+            root.draw(&Text::new(name.clone(), (x, y + 8), style.clone())).expect(STRING);
+        }
         root.present().expect(STRING);
     }
     svg
