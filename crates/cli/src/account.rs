@@ -50,7 +50,10 @@ impl LedgerArgs {
     }
 
     /// For whom; empty if nobody is named.
-    fn key(&self) -> anyhow::Result<String> {
+    ///
+    /// # Errors
+    /// For a name that cannot be one.
+    pub fn key(&self) -> anyhow::Result<String> {
         let key = match (&self.key, env::var("JEVONS_KEY")) {
             (Some(key), _) => key.clone(),
             (None, Ok(key)) => key,

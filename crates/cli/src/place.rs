@@ -67,6 +67,12 @@ fn variable(name: &str) -> anyhow::Result<Option<String>> {
 }
 
 impl SiteArgs {
+    /// Whether any flag says anything.
+    pub fn is_given(&self) -> bool {
+        let bands = [self.grid, self.market, self.pue, self.wue, self.ewif, self.electricity_price];
+        self.region.is_some() || self.facility.is_some() || bands.iter().any(Option::is_some)
+    }
+
     /// The site, around a kind of building unless flag or environment name another.
     pub fn site(&self, building: Facility) -> anyhow::Result<(Site, Facility)> {
         let facility = match self.facility {

@@ -341,7 +341,11 @@ impl View {
 fn command(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let ledger = account::ledger_path().filter(|_| !args.ledger.off());
     let meter = Meter::discover(args.meter.options()?);
+    let key = args.ledger.key()?;
     let mut recorder = Recorder::start(meter, ledger.map(Ledger::open).transpose(), "meter");
+    if !key.is_empty() {
+        recorder.set_tenant(key);
+    }
     if let Some(trouble) = recorder.trouble() {
         eprintln!("warning: {trouble}; going on without it");
     }

@@ -56,6 +56,8 @@ enum Action {
     /// Records too thin for a value get an interval or a refusal.
     Measure(MeasureArgs),
     /// Show, set or end the budget that chat, generate, score and train keep
+    ///
+    /// Its file is beside the ledger, and JEVONS_BUDGET names another. Without a ledger to count by, nothing starts under a budget.
     Budget {
         #[command(subcommand)]
         action: Option<BudgetAction>,
@@ -140,12 +142,12 @@ struct SetArgs {
     /// Whose: this key's only, or * for all keys together [default: each key by itself]
     #[arg(long, value_name = "KEY")]
     of: Option<String>,
-    /// Keep the caps that are there, and add these
+    /// Keep what there is, and add or change what is named
     #[arg(long)]
     add: bool,
-    /// Share of a cap from which on steps are slowed
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
-    slow_from: f64,
+    /// Share of a cap from which on steps are slowed [default: 1, never]
+    #[arg(long, value_name = "SHARE")]
+    slow_from: Option<f64>,
     /// Efficiency dividend: share of each later saving per token that tightens the caps
     #[arg(long, value_name = "SHARE")]
     dividend: Option<f64>,
@@ -390,7 +392,7 @@ fn set_budget(args: &SetArgs) -> anyhow::Result<()> {
     if args.of.as_deref().is_some_and(|key| key.is_empty() || key.chars().any(char::is_control)) {
         bail!("--of: expected the name of a key, or {}", Cap::ALL);
     }
-    let mut caps = before.map_or_else(Vec::new, |policy| policy.caps);
+    let mut caps = before.as_ref().map_or_else(Vec::new, |policy| policy.caps.clone());
     for (resource, amount) in [
         (Resource::Joules, args.joules),
         (Resource::Grams, args.grams),
@@ -403,7 +405,7 @@ fn set_budget(args: &SetArgs) -> anyhow::Result<()> {
         }
     }
     let dividend = match (args.dividend, args.baseline) {
-        (None, _) => None,
+        (None, _) => before.as_ref().and_then(|policy| policy.dividend),
         (Some(share), Some(baseline_j_per_token)) => Some(Dividend { share, baseline_j_per_token }),
         (Some(share), None) => {
             let measured = account::ledger_path().map(|ledger| j_per_token(&ledger, now_ms())).transpose()?.flatten();
@@ -413,7 +415,12 @@ fn set_budget(args: &SetArgs) -> anyhow::Result<()> {
             Some(Dividend { share, baseline_j_per_token })
         }
     };
-    let policy = Policy { slow_from: args.slow_from, rates: Rates::of(&site, args.rent), dividend, caps };
+    let slow_from = args.slow_from.or(before.as_ref().map(|policy| policy.slow_from)).unwrap_or(1.0);
+    let rates = match before {
+        Some(policy) if args.rent.is_none() && !args.site.is_given() => policy.rates,
+        _ => Rates::of(&site, args.rent),
+    };
+    let policy = Policy { slow_from, rates, dividend, caps };
     policy.check()?;
     if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
         fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;

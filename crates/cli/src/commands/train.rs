@@ -134,9 +134,13 @@ fn report(
         let mut report = serde_json::to_value(s)?;
         let spent = Spent::of_window(energy);
         report["energy"] = spent.json();
-        let (place, converted) = spent.converted(energy.seconds)?;
-        report["energy"]["footprint"] = serde_json::to_value(converted)?;
-        report["energy"]["place"] = serde_json::to_value(place)?;
+        match spent.converted(energy.seconds) {
+            Ok((place, converted)) => {
+                report["energy"]["footprint"] = serde_json::to_value(converted)?;
+                report["energy"]["place"] = serde_json::to_value(place)?;
+            }
+            Err(error) => eprintln!("warning: no carbon, water and cost: {error:#}"),
+        }
         report["energy"]["window"] = serde_json::to_value(energy)?;
         return Ok(writeln!(out, "{report:#}")?);
     }
@@ -169,13 +173,19 @@ fn report(
 /// Energy, carbon, water and cost, each with p5, p50 and p95.
 fn energy_report(window: &Window) -> anyhow::Result<String> {
     let spent = Spent::of_window(window);
-    let (place, c) = spent.converted(window.seconds)?;
+    let mut text = format!("energy {spent}: {}\n", window.boundary());
+    let (place, c) = match spent.converted(window.seconds) {
+        Ok(converted) => converted,
+        Err(error) => {
+            writeln!(text, "no carbon, water and cost: {error:#}")?;
+            return Ok(text);
+        }
+    };
     let band = |i: Interval, scale: f64, unit: &str| {
         let [low, mid, high] = [i.p5, i.p50, i.p95].map(|x| human::number(x * scale));
         format!("{mid} {unit} (p5 {low}, p95 {high})")
     };
     let f = c.footprint;
-    let mut text = format!("energy {spent}: {}\n", window.boundary());
     writeln!(text, "facility energy {}", band(f.facility_kwh, 1e3, "Wh"))?;
     writeln!(
         text,

@@ -131,6 +131,11 @@ fn training_is_in_the_ledger_with_the_model_it_made() {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(report["energy"]["footprint"]["carbon_g"]["p95"].as_f64().unwrap() > 0.0, "{report:#}");
+    // A place that does not exist costs the conversion, not the report of a run that took a week.
+    let mut nowhere = command(path, &["train", "recipe.toml", "--set", "run.folder=nowhere"]);
+    nowhere.env("JEVONS_REGION", "XXX");
+    let text = finish(nowhere, "").ok();
+    assert!(text.contains("no carbon, water and cost: JEVONS_REGION") && text.contains("model: "), "{text}");
     assert!(metered(path, &["meter", "verify"], "").ok().ends_with("intact\n"));
     let summary = metered(path, &["meter", "report", "--json"], "").json();
     assert_eq!(summary["phases"]["train"]["tokens"].as_u64(), report["tokens"].as_u64().map(|t| 2 * t), "{summary:#}");
@@ -268,12 +273,13 @@ fn every_export_is_written() {
 fn a_command_is_metered_and_its_exit_code_passed_on() {
     let dir = tempdir().unwrap();
     let path = dir.path();
-    let run = metered(path, &["meter", "--json", "--", "sh", "-c", "echo said; sleep 0.2; exit 7"], "");
+    let run = metered(path, &["meter", "--json", "--key", "ada", "--", "sh", "-c", "echo said; sleep 0.2; exit 7"], "");
     assert_eq!(run.code, Some(7), "{run:?}");
     let (said, report) = run.out.split_once('\n').unwrap();
     let report: Value = serde_json::from_str(report).unwrap();
     assert_eq!((said, &report["exit_code"]), ("said", &7.into()));
     assert!(report["window"]["seconds"].as_f64().unwrap() >= 0.2 && report["window"]["energy"]["grade"].is_string());
+    assert!(metered(path, &["meter", "export", "--format", "csv"], "").ok().contains(",ada,"));
     let text = metered(path, &["meter", "--idle", "0.3", "--", "true"], "");
     assert!(text.code == Some(0) && text.err.contains("above idle") && text.err.contains("a sketch"), "{text:?}");
     assert!(metered(path, &["meter", "--", "no-such-program"], "").fails(1).contains("is it installed"));

@@ -243,10 +243,18 @@ fn a_budget_is_set_shown_tightened_and_refused() {
     let dir = tempdir().unwrap();
     let path = dir.path();
     assert!(metered(path, &["rebound", "budget"], "").ok().contains("there is no budget"));
-    set(path, &["--grams", "50", "--usd", "0.1", "--region", "FRA", "--dividend", "0.5", "--baseline", "4"]);
-    set(path, &["--litres", "3", "--of", "*", "--add", "--dividend", "0.5", "--baseline", "4"]);
+    let dividend = ["--slow-from", "0.8", "--dividend", "0.5", "--baseline", "4"];
+    set(path, &[&["--grams", "50", "--usd", "0.1", "--region", "FRA"], &dividend[..]].concat());
+    set(path, &["--litres", "3", "--of", "*", "--add"]);
     let shown = metered(path, &["rebound", "budget"], "").ok();
-    for part in ["each key: 50.0 g CO2e", "0.100 USD", "all keys together: 3.00 L", "dividend: 50 %"] {
+    for part in [
+        "each key: 50.0 g CO2e",
+        "0.100 USD",
+        "all keys together: 3.00 L",
+        "dividend: 50 %",
+        "slower from 80 %",
+        "FRA: 44.2 g",
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     let fails =

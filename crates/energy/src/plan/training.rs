@@ -226,13 +226,27 @@ impl Planner<'_> {
             "memory / (0.8 · memory of a device), rounded up",
             least,
         ));
-        if let Some(devices) = self.request.devices {
-            n.push(("days", "time", "days", "device-hours / devices / 24", device_h / devices / 24.0));
-            let mean_mw = f.facility_kwh / device_h * devices / 1e3;
-            n.push(("mean_mw", "mean power of the facility", "MW", "facility energy / time", mean_mw));
-            let capacity = devices * device.capacity_w() * draw.above_one("pue", site.pue) / 1e6;
-            n.push(("capacity_mw", "capacity to provide", "MW", "devices · server nameplate · PUE", capacity));
-        }
+        let devices = match self.request.devices {
+            Some(devices) => {
+                n.push(("days", "time", "days", "device-hours / devices / 24", device_h / devices / 24.0));
+                devices
+            }
+            None => {
+                let devices = device_h / (24.0 * 30.0);
+                n.push((
+                    "devices_for_30_days",
+                    "devices to be done in 30 days",
+                    "",
+                    "device-hours / (24 · 30)",
+                    devices,
+                ));
+                devices
+            }
+        };
+        let mean_mw = f.facility_kwh / device_h * devices / 1e3;
+        n.push(("mean_mw", "mean power of the facility", "MW", "facility energy / time", mean_mw));
+        let capacity = devices * device.capacity_w() * draw.above_one("pue", site.pue) / 1e6;
+        n.push(("capacity_mw", "capacity to provide", "MW", "devices · server nameplate · PUE", capacity));
         n.extend([
             (
                 "boards_mwh",
