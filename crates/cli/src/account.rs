@@ -395,7 +395,7 @@ fn model_costs(config: &Config) -> ModelCosts {
 /// Where this machine is: JEVONS_REGION and JEVONS_FACILITY, else the world and a home.
 fn place() -> anyhow::Result<Place> {
     let (site, facility) = SiteArgs::default().site(Facility::Home)?;
-    Ok(Place { site, facility, rent_usd_per_h: None })
+    Ok(Place { site, facility, intensity_file: None, rent_usd_per_h: None })
 }
 
 /// What something has spent, as reports tell it: in one line for people (its `Display`), or in JSON.

@@ -54,6 +54,18 @@ pub enum ConvertError {
         /// Some that there are.
         near: String,
     },
+    /// Energy that was used when a file of hours says nothing.
+    #[error(
+        "the intensity file goes from {from} to {to}, and energy was used at {at}; give a file with that hour, or report a day of it (--day)"
+    )]
+    NoHour {
+        /// When.
+        at: String,
+        /// The first hour of the file.
+        from: String,
+        /// The end of its last hour.
+        to: String,
+    },
     /// A line of a file of hours.
     #[error(
         "line {line} of the intensity file: {problem}; expected `time,g_per_kwh`, then lines such as 2026-01-31T13:00Z,412.5"

@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use crate::{
     convert::{
-        Band, ConvertError, Embodied, Evidence, Facility, Footprint, Interval, J_PER_KWH, Month, SEED, Site, constant,
-        intervals, stale,
+        Band, CarbonIntensity, ConvertError, Embodied, Evidence, Facility, Footprint, IntensityHours, Interval,
+        J_PER_KWH, Month, SEED, Site, constant, intervals, stale,
     },
     grade::Energy,
-    ledger::Summary,
+    ledger::{Kind, Numbered, Summary},
     rebound::Rates,
 };
 
@@ -23,6 +23,8 @@ pub struct Place {
     pub site: Site,
     /// What kind of building `site` was made for.
     pub facility: Facility,
+    /// The file of hourly intensity that the grid of `site` is from, if it is from one.
+    pub intensity_file: Option<String>,
     /// USD per hour of a rented machine, electricity inside; none for one's own, whose electricity is paid.
     pub rent_usd_per_h: Option<Band>,
 }
@@ -91,8 +93,12 @@ impl Place {
             "country {} in electricity_mixes.csv, EcoLogits 0.9.3 (2026-03), unless set by a flag",
             self.site.region
         );
+        let grid = match &self.intensity_file {
+            Some(file) => format!("{file}, hour by hour: Σ E · I / Σ E"),
+            None => table.clone(),
+        };
         let mut inputs = vec![
-            of_site("grid intensity", self.site.grid_g_per_kwh, "g CO2e per kWh", table.clone()),
+            of_site("grid intensity", self.site.grid_g_per_kwh, "g CO2e per kWh", grid),
             of_site("EWIF", self.site.ewif_l_per_kwh, "L per kWh generated", table),
             of_site("PUE", self.site.pue, "facility / IT energy", "kind of building, unless set by a flag".into()),
             of_site(
@@ -124,6 +130,19 @@ impl Place {
             .extend(recalled.map(|c| format!("`{}` is from memory and was not checked again: {}", c.name, c.source)));
         (inputs, warnings)
     }
+}
+
+/// Mean intensity of a file of hours over the energy of these rows, each spread evenly over its time.
+///
+/// # Errors
+/// [`ConvertError::NoHour`] for a row outside the file.
+pub fn intensity_of_use(rows: &[Numbered], hours: &IntensityHours) -> Result<Band, ConvertError> {
+    let uses = rows.iter().filter(|r| matches!(r.entry.kind, Kind::Phase(_))).filter_map(|r| {
+        let joules = r.entry.energy?.joules;
+        let lasted = (r.entry.seconds.clamp(0.0, 1e9) * 1e3) as i64;
+        Some((r.entry.at_ms.saturating_sub(lasted), r.entry.at_ms, joules))
+    });
+    CarbonIntensity::from_g_per_kwh(hours.mean_of_use(uses)?).map(|mean| Band::exact(mean.g_per_kwh()))
 }
 
 /// A number that the conversion stands on.
@@ -210,12 +229,12 @@ mod tests {
     use super::*;
     use crate::{
         grade::Grade,
-        ledger::{Entry, Kind, Numbered, Phase, Work},
+        ledger::{Entry, Phase, Work},
     };
 
     fn place(rent: Option<f64>) -> Place {
         let site = Site::new("USA", Facility::Datacentre).unwrap();
-        Place { site, facility: Facility::Datacentre, rent_usd_per_h: rent.map(Band::exact) }
+        Place { site, facility: Facility::Datacentre, intensity_file: None, rent_usd_per_h: rent.map(Band::exact) }
     }
 
     pub(super) fn summary(joules: f64, models: &[&str]) -> Summary {

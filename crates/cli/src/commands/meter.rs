@@ -21,7 +21,7 @@ use crossterm::{
     terminal::{Clear, ClearType},
 };
 use jevons_energy::{
-    convert::{Band, Facility, Interval, Month},
+    convert::{Band, Facility, IntensityHours, Interval, Month},
     export::{self, Format, FunctionalUnit, SciInputs, export},
     grade::joules,
     ledger::{Group, Ledger, Numbered, Phase, Recorder, RunTotal, Summary, Work, day, time},
@@ -34,7 +34,7 @@ use crate::{
     account::{self, LedgerArgs, Spent},
     chart,
     failure::ExitWith,
-    human, interrupt,
+    human, input, interrupt,
     place::SiteArgs,
     report::Report,
 };
@@ -110,6 +110,9 @@ enum Action {
         /// Write the report with plots as one HTML file
         #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
         html: Option<PathBuf>,
+        /// CSV of hourly grid intensity, time,g_per_kwh: carbon is then summed hour by hour
+        #[arg(long, value_name = "HOURS.csv", value_hint = ValueHint::FilePath, conflicts_with = "grid")]
+        intensity: Option<PathBuf>,
         /// USD per hour of a rented machine, electricity inside [default: one's own, whose electricity is paid]
         #[arg(long, value_name = "USD", conflicts_with = "electricity_price")]
         rent: Option<Band>,
@@ -189,7 +192,18 @@ enum UnitArg {
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     match &args.action {
-        Some(Action::Report { rows, html, rent, site, json }) => report(rows, html.as_ref(), *rent, site, *json, out),
+        Some(Action::Report { rows, html, intensity, rent, site, json }) => {
+            let report = convert(rows, intensity.as_ref(), *rent, site)?;
+            if let Some(file) = html {
+                jevons_sys::atomic::write(file, report::html(&report).as_bytes())
+                    .with_context(|| format!("{}: cannot write the report", file.display()))?;
+            }
+            if *json {
+                serde_json::to_writer_pretty(&mut *out, &report)?;
+                return Ok(writeln!(out)?);
+            }
+            print_report(&report, out)
+        }
         Some(Action::Verify { file, expect, json }) => verify(file.as_ref(), expect.as_deref(), *json, out),
         Some(Action::Export { format, rows, output, intensity, embodied, per }) => {
             let rows = rows.read()?;
@@ -496,26 +510,22 @@ fn open(file: Option<&PathBuf>) -> anyhow::Result<Ledger> {
 /// Runs that the report for people lists; `--json` has all.
 const LAST_RUNS: usize = 20;
 
-fn report(
+/// Sums over rows, and what they come to.
+fn convert(
     args: &RowArgs,
-    html: Option<&PathBuf>,
+    intensity: Option<&PathBuf>,
     rent: Option<Band>,
     site: &SiteArgs,
-    json: bool,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
-    let (site, facility) = site.site(Facility::Home)?;
-    let place = Place { site, facility, rent_usd_per_h: rent };
-    let report = LedgerReport::of(args.describe(), Summary::of(&args.read()?), place, Month::now())?;
-    if let Some(file) = html {
-        jevons_sys::atomic::write(file, report::html(&report).as_bytes())
-            .with_context(|| format!("{}: cannot write the report", file.display()))?;
+) -> anyhow::Result<LedgerReport> {
+    let (mut site, facility) = site.site(Facility::Home)?;
+    let rows = args.read()?;
+    if let Some(file) = intensity {
+        let hours = IntensityHours::from_csv(&input::text(file)?).with_context(|| file.display().to_string())?;
+        site.grid_g_per_kwh = report::intensity_of_use(&rows, &hours).with_context(|| file.display().to_string())?;
     }
-    if json {
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        return Ok(writeln!(out)?);
-    }
-    print_report(&report, out)
+    let intensity_file = intensity.map(|file| file.display().to_string());
+    let place = Place { site, facility, intensity_file, rent_usd_per_h: rent };
+    Ok(LedgerReport::of(args.describe(), Summary::of(&rows), place, Month::now())?)
 }
 
 fn print_report(ledger: &LedgerReport, out: &mut impl Write) -> anyhow::Result<()> {
@@ -564,9 +574,9 @@ fn print_report(ledger: &LedgerReport, out: &mut impl Write) -> anyhow::Result<(
     let come_to: Vec<_> = ledger.rows().into_iter().map(cells).collect();
     report.table("It comes to", &["", "p5", "p50", "p95", "unit"], &come_to)?;
     let site = &ledger.place.site;
+    let grid = ledger.place.intensity_file.clone().unwrap_or_else(|| site.region.clone());
     report.line(&format!(
-        "  grid of {}, PUE {}, {}; --region and --facility name yours, --html has every formula and source",
-        site.region,
+        "  grid of {grid}, PUE {}, {}; --region and --facility name yours, --html has every formula and source",
         human::number(site.pue.mid()),
         ledger.footprint.usd_is
     ))?;

@@ -366,6 +366,7 @@ fn fitting(unit: &'static str, largest: f64) -> (f64, &'static str) {
     match unit {
         _ if largest >= 1.0 => (1.0, unit),
         "MWh" => (1e3, "kWh"),
+        "MW" if largest >= 1e-3 => (1e3, "kW"),
         "MW" => (1e6, "W"),
         "t CO2e" => (1e3, "kg CO2e"),
         "m3" => (1e3, "L"),

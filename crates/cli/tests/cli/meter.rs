@@ -240,6 +240,17 @@ fn the_report_converts_and_is_a_page_with_plots() {
     let rented = report(&["--json", "--rent", "3600"]).json();
     let seconds = rented["total"]["seconds"].as_f64().unwrap();
     assert!((rented["footprint"]["usd"]["p50"].as_f64().unwrap() / seconds - 1.0).abs() < 1e-9, "{rented:#}");
+    // Hour by hour: the day before, today and tomorrow at 100 g/kWh; then a file that has none of these hours.
+    let start = json["from_to_ms"][0].as_i64().unwrap() / 3_600_000 * 3_600_000 - 24 * 3_600_000;
+    let hour = |i: i64| chrono::DateTime::from_timestamp_millis(start + i * 3_600_000).unwrap().to_rfc3339();
+    let lines: String = (0..72).map(|i| format!("{},100\n", hour(i))).collect();
+    fs::write(path.join("h.csv"), format!("time,g_per_kwh\n{lines}")).unwrap();
+    let hourly = report(&["--json", "--intensity", "h.csv"]).json();
+    let grid = hourly["place"]["site"]["grid_g_per_kwh"]["mid"].as_f64().unwrap();
+    assert!((grid / 100.0 - 1.0).abs() < 1e-12, "{hourly:#}");
+    fs::write(path.join("old.csv"), "time,g_per_kwh\n2020-01-01T00:00Z,100\n").unwrap();
+    let error = report(&["--intensity", "old.csv"]).fails(1);
+    assert!(error.contains("old.csv") && error.contains("goes from 2020-01-01"), "{error}");
     assert!(report(&["--region", "XXX"]).fails(1).contains("XXX"));
     assert!(report(&["--html", "no/such/folder/r.html"]).fails(1).contains("no/such/folder/r.html"));
 }

@@ -1,6 +1,6 @@
 //! Grid intensity hour by hour, from a file.
 
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::ConvertError;
@@ -122,10 +122,43 @@ impl IntensityHours {
         self.hours.iter().map(|h| h.intensity.0).sum::<f64>() / self.hours.len() as f64
     }
 
-    /// Grams of facility energy spread hour by hour, `Σ E_h · I_h`. `None` if there are more hours of energy than of intensity.
-    pub fn carbon_g(&self, facility_kwh: &[f64]) -> Option<f64> {
-        (facility_kwh.len() <= self.hours.len())
-            .then(|| facility_kwh.iter().zip(&self.hours).map(|(e, hour)| e * hour.intensity.0).sum())
+    /// Mean intensity of energy that was used within these hours, `Σ E_h · I_h / Σ E_h`, in g/kWh. Each use is `(begin, end, energy)` in
+    /// milliseconds since 1970 and any one unit, and is taken as even from begin to end. Of no energy: the mean of all hours.
+    ///
+    /// # Errors
+    /// [`ConvertError::NoHour`] for a use that is not within the hours of the file.
+    pub fn mean_of_use(&self, uses: impl IntoIterator<Item = (i64, i64, f64)>) -> Result<f64, ConvertError> {
+        const HOUR_MS: i64 = 3_600_000;
+        let first = self.hours[0].start.timestamp_millis();
+        let (mut energy, mut weighted) = (0.0, 0.0);
+        for (begin, end, used) in uses {
+            let (from, to) = (
+                begin.saturating_sub(first).div_euclid(HOUR_MS),
+                end.max(begin).saturating_sub(first).div_euclid(HOUR_MS),
+            );
+            let hours = usize::try_from(from).ok().zip(usize::try_from(to).ok());
+            let within = hours.and_then(|(from, to)| self.hours.get(from..=to));
+            let Some(within) = within else {
+                let last = self.hours[self.hours.len() - 1].start + TimeDelta::hours(1);
+                let at = DateTime::from_timestamp_millis(if from < 0 { begin } else { end }).unwrap_or_default();
+                return Err(ConvertError::NoHour {
+                    at: at.to_rfc3339(),
+                    from: self.hours[0].start.to_rfc3339(),
+                    to: last.to_rfc3339(),
+                });
+            };
+            energy += used;
+            for (hour, i) in within.iter().zip(from..) {
+                let (hour_begin, hour_end) = (first + i * HOUR_MS, first + (i + 1) * HOUR_MS);
+                let share = if end > begin {
+                    (end.min(hour_end) - begin.max(hour_begin)) as f64 / (end - begin) as f64
+                } else {
+                    1.0
+                };
+                weighted += used * share * hour.intensity.0;
+            }
+        }
+        Ok(if energy > 0.0 { weighted / energy } else { self.mean_g_per_kwh() })
     }
 }
 
@@ -159,8 +192,24 @@ mod tests {
     fn carbon_of_hours_is_integrated_and_not_averaged() {
         let hours =
             IntensityHours::from_csv("time,g_per_kwh\n2026-03-29T00:00Z,100\n2026-03-29T01:00:00Z,300\n").unwrap();
-        assert_eq!(hours.carbon_g(&[3.0, 1.0]), Some(600.0));
-        assert_eq!(hours.carbon_g(&[1.0; 3]), None);
+        let t = |minutes: i64| hours.hours()[0].start.timestamp_millis() + minutes * 60_000;
+        // 3 in the clean hour, 1 in the other: 150, where the plain mean is 200.
+        assert_eq!(hours.mean_of_use([(t(0), t(60) - 1, 3.0), (t(70), t(80), 1.0)]).unwrap(), 150.0);
+        // A use over both is shared out by time: a quarter in the first hour.
+        assert_eq!(hours.mean_of_use([(t(45), t(105), 1.0)]).unwrap(), 250.0);
+        assert_eq!(hours.mean_of_use([(t(5), t(5), 1.0)]).unwrap(), 100.0);
+        assert_eq!(hours.mean_of_use([]).unwrap(), 200.0);
+        for (begin, end) in [
+            (t(-1), t(5)),
+            (t(110), t(121)),
+            (t(500), t(501)),
+            (i64::MIN, i64::MIN + 1),
+            (i64::MIN, i64::MAX),
+            (i64::MAX, i64::MAX),
+        ] {
+            let error = hours.mean_of_use([(begin, end, 1.0)]).unwrap_err().to_string();
+            assert!(error.contains("2026-03-29T02:00"), "{error}");
+        }
     }
 
     #[test]
