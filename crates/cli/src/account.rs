@@ -8,15 +8,21 @@ use std::{
     ffi::OsString,
     fmt,
     io::Cursor,
+    ops::ControlFlow,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use jevons_energy::{
     allocate::{ModelCosts, SequenceStep},
+    convert::Facility,
     grade::Energy,
     ledger::{Entry, Fingerprint, Group, Ledger, Phase, Recorder, StepUser, Work},
     meter::{Meter, Options, Wall, Window},
+    rebound::{Cap, Decision, Gate, GateError, read_policy},
+    report::{Converted, Place},
 };
 use jevons_model::{
     Config,
@@ -24,7 +30,7 @@ use jevons_model::{
 };
 use serde_json::{Value, json};
 
-use crate::source::Files;
+use crate::{place::SiteArgs, source::Files};
 
 /// Of every command that computes.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -32,6 +38,9 @@ pub struct LedgerArgs {
     /// Write nothing to the energy ledger; JEVONS_LEDGER=off does the same
     #[arg(long, help_heading = "Energy")]
     no_ledger: bool,
+    /// For whom: energy is booked on this name, and budgets of it hold [default: JEVONS_KEY, else none]
+    #[arg(long, value_name = "NAME", help_heading = "Energy")]
+    key: Option<String>,
 }
 
 impl LedgerArgs {
@@ -39,6 +48,44 @@ impl LedgerArgs {
     pub fn off(&self) -> bool {
         self.no_ledger
     }
+
+    /// For whom; empty if nobody is named.
+    ///
+    /// # Errors
+    /// For a name that cannot be one.
+    pub fn key(&self) -> anyhow::Result<String> {
+        let key = match (&self.key, env::var("JEVONS_KEY")) {
+            (Some(key), _) => key.clone(),
+            (None, Ok(key)) => key,
+            (None, Err(env::VarError::NotPresent)) => String::new(),
+            (None, Err(env::VarError::NotUnicode(_))) => bail!("JEVONS_KEY: expected text in UTF-8"),
+        };
+        if key.len() > LONGEST_KEY || key == Cap::ALL || key.chars().any(char::is_control) {
+            bail!(
+                "--key {key:?}: expected a name of at most {LONGEST_KEY} bytes, not {:?}, without control characters",
+                Cap::ALL
+            );
+        }
+        Ok(key)
+    }
+}
+
+/// Bytes of a key.
+const LONGEST_KEY: usize = 200;
+
+/// Where the budget is: `JEVONS_BUDGET`, else beside the ledger, else (the ledger being off) where both are by default.
+pub fn budget_path() -> Option<PathBuf> {
+    let beside = |ledger: PathBuf| ledger.with_extension("budget.toml");
+    let default = || Some(dirs::data_dir()?.join("jevons").join("energy.sqlite"));
+    match env::var_os("JEVONS_BUDGET").filter(|v| !v.is_empty()) {
+        Some(path) => Some(path.into()),
+        None => ledger_path().or_else(default).map(beside),
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Where the ledger is: `JEVONS_LEDGER`, else in the user's data folder. None if it is off, or there is no such folder.
@@ -75,6 +122,7 @@ pub fn parse_watts(text: &str) -> Result<(f64, f64), String> {
 /// A running account.
 pub struct Account {
     recorder: Recorder,
+    budget: Option<Budget>,
     /// Floating-point operations of a forward pass of one token: two per parameter that it uses, attention left out.
     flop_per_token: Option<f64>,
     costs: Option<ModelCosts>,
@@ -82,20 +130,89 @@ pub struct Account {
 
 impl Account {
     /// Opens the account of a command.
-    pub fn open(args: &LedgerArgs, command: &str) -> Self {
+    ///
+    /// # Errors
+    /// Where a budget is set: if it is used up, or cannot be kept because there is no ledger to count by.
+    pub fn open(args: &LedgerArgs, command: &str) -> anyhow::Result<Self> {
         let options = meter_options().unwrap_or_else(|error| {
             eprintln!("warning: {error}");
             Options::default()
         });
         let path = ledger_path().filter(|_| !args.no_ledger);
-        let ledger = path.map(Ledger::open).transpose();
-        let mut account = Self {
-            recorder: Recorder::start(Meter::discover(options), ledger, command),
-            flop_per_token: None,
-            costs: None,
+        let key = args.key()?;
+        let policy = match budget_path() {
+            Some(file) => read_policy(&file)?.map(|policy| (file, policy)),
+            None => None,
         };
+        let ledger = path.clone().map(Ledger::open).transpose();
+        let mut recorder = Recorder::start(Meter::discover(options), ledger, command);
+        if !key.is_empty() {
+            recorder.set_tenant(key.clone());
+        }
+        let budget = match policy {
+            Some((file, policy)) => {
+                let counts = "it counts by the ledger, which is off; turn the ledger on, or end the budget with `jevons rebound budget off`";
+                let path = path.ok_or_else(|| anyhow!("{}: a budget is set, and {counts}", file.display()))?;
+                if let Some(trouble) = recorder.trouble() {
+                    return Err(GateError::from(trouble).into());
+                }
+                let gate = Gate::open(&path, policy, recorder.run(), &key, now_ms())?;
+                Some(Budget { gate, asked: None, slow: None, told_slow: false, stopped: None })
+            }
+            None => None,
+        };
+        let mut account = Self { recorder, budget, flop_per_token: None, costs: None };
         account.warn();
-        account
+        account.admit_or_stop()?;
+        Ok(account)
+    }
+
+    /// Asks the budget whether a step may follow, before each: a step is what is computed within [`ASK_EVERY`], or one step of the
+    /// model if that takes longer. Waits if the budget says slow. If it says stop, [`Account::stopped`] tells why.
+    pub fn admit(&mut self) -> ControlFlow<()> {
+        let Some(budget) = &mut self.budget else { return ControlFlow::Continue(()) };
+        if budget.stopped.is_some() {
+            return ControlFlow::Break(());
+        }
+        if budget.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
+            return ControlFlow::Continue(());
+        }
+        let took = budget.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
+        budget.ask(&self.recorder.spent());
+        if let Some(Decision::Slow { speed, reason }) = &budget.slow {
+            if !budget.told_slow {
+                eprintln!("slowed to {:.0} % of full speed: {reason}", 100.0 * speed);
+                budget.told_slow = true;
+            }
+            thread::sleep(took.mul_f64(1.0 / speed - 1.0).min(LONGEST_PAUSE));
+            // The pause is counted, and is no step.
+            let spent = self.recorder.spent();
+            budget.gate.waited(spent.energy.joules, spent.seconds);
+        }
+        budget.asked = Some(Instant::now());
+        if budget.stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// The same at the beginning of something, after a time of waiting that was no step.
+    ///
+    /// # Errors
+    /// If the budget says stop.
+    pub fn admit_or_stop(&mut self) -> anyhow::Result<()> {
+        if let Some(budget) = &mut self.budget {
+            let spent = self.recorder.spent();
+            budget.gate.waited(spent.energy.joules, spent.seconds);
+            // A new day, or what another program has given back, may allow what was refused before.
+            (budget.stopped, budget.asked) = (None, None);
+        }
+        match self.admit() {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => bail!("stopped by the budget: {}", self.stopped().unwrap_or_default()),
+        }
+    }
+
+    /// Why the budget has stopped it, if it has.
+    pub fn stopped(&self) -> Option<&str> {
+        self.budget.as_ref()?.stopped.as_deref()
     }
 
     /// What was done so far was loading this model.
@@ -203,6 +320,10 @@ impl Account {
     /// The account is closed: what all of it has spent.
     pub fn close(&mut self) -> Window {
         let window = self.recorder.finish();
+        if let Some(budget) = &mut self.budget {
+            // If it fails the last step stays held, and the cap is the tighter for it.
+            let _ = budget.gate.close(window.energy.joules, window.seconds);
+        }
         self.warn();
         window
     }
@@ -210,6 +331,41 @@ impl Account {
     fn warn(&mut self) {
         if let Some(trouble) = self.recorder.trouble() {
             eprintln!("warning: {trouble}; going on without it");
+        }
+    }
+}
+
+/// Between two questions to the budget, at least: what is computed meanwhile is one step.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
+/// Of a step that is slowed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The budget of a run.
+struct Budget {
+    gate: Gate,
+    /// When it was asked last.
+    asked: Option<Instant>,
+    /// The last answer, if it was to slow down.
+    slow: Option<Decision>,
+    told_slow: bool,
+    stopped: Option<String>,
+}
+
+impl Budget {
+    fn ask(&mut self, spent: &Window) {
+        self.slow = None;
+        if spent.shares.is_empty() && !spent.unknown.is_empty() {
+            let why = "nothing is known of what this machine spends, so no budget can be kept: name a wall meter (JEVONS_WALL_FILE) or \
+                       the machine's watts (JEVONS_WATTS=IDLE:FULL)";
+            self.stopped = Some(why.into());
+            return;
+        }
+        match self.gate.admit(spent.energy.joules, spent.seconds, now_ms()) {
+            Ok(Decision::Allow) => {}
+            Ok(slow @ Decision::Slow { .. }) => self.slow = Some(slow),
+            Ok(Decision::Stop { reason }) => self.stopped = Some(reason),
+            Err(error) => self.stopped = Some(error.to_string()),
         }
     }
 }
@@ -234,6 +390,12 @@ fn model_costs(config: &Config) -> ModelCosts {
         cache_bytes_per_token: account.cache_bytes_per_token(config.default_mla_form()).unwrap_or(0) as f64,
         flop_per_token: 2.0 * account.multiplied().in_matrices as f64,
     }
+}
+
+/// Where this machine is: JEVONS_REGION and JEVONS_FACILITY, else the world and a home.
+fn place() -> anyhow::Result<Place> {
+    let (site, facility) = SiteArgs::default().site(Facility::Home)?;
+    Ok(Place { site, facility, intensity_file: None, rent_usd_per_h: None })
 }
 
 /// What something has spent, as reports tell it: in one line for people (its `Display`), or in JSON.
@@ -266,6 +428,21 @@ impl Spent {
         Self { energy: Energy::sum(parts.iter().map(|p| p.energy)), complete: parts.iter().all(|p| p.complete) }
     }
 
+    /// Carbon, water and money, by the place that the environment names.
+    ///
+    /// # Errors
+    /// If it names none that there is.
+    pub fn converted(&self, seconds: f64) -> anyhow::Result<(Place, Converted)> {
+        let place = place()?;
+        let converted = place.convert(self.energy, seconds)?;
+        Ok((place, converted))
+    }
+
+    /// Grams of CO2e of the electricity, at central values; none if the environment names no place that there is.
+    pub fn carbon_g(&self) -> Option<f64> {
+        Some(place().ok()?.rates().amounts(self.energy.joules, 0.0).grams)
+    }
+
     pub fn json(&self) -> Value {
         json!({
             "joules": self.energy.joules,
@@ -273,6 +450,7 @@ impl Spent {
             "p5_p50_p95_j": self.energy.band(),
             "grade": self.energy.grade,
             "complete": self.complete,
+            "carbon_g": self.carbon_g(),
             "caveat": self.energy.grade.caveat(),
         })
     }

@@ -47,6 +47,50 @@ pub fn grouped(n: u64) -> String {
     text
 }
 
+/// Any number with three digits that count: `0.00123`, `3.71e24`, `5.58 M`.
+pub fn number(x: f64) -> String {
+    let size = x.abs();
+    if x == 0.0 || !x.is_finite() {
+        return x.to_string();
+    }
+    let three = |x: f64| {
+        let size = x.abs();
+        let decimals = if size >= 99.95 {
+            0
+        } else if size >= 9.995 {
+            1
+        } else {
+            2
+        };
+        format!("{x:.decimals$}")
+    };
+    match size {
+        1e15.. => format!("{x:.2e}"),
+        0.9995e12.. => three(x / 1e12) + " T",
+        0.9995e9.. => three(x / 1e9) + " B",
+        0.9995e6.. => three(x / 1e6) + " M",
+        9999.5.. => three(x / 1e3) + " K",
+        0.9995.. => three(x),
+        1e-4.. => {
+            // As many zeros as there are, then three digits.
+            let zeros = (1..=4).find(|n| size * 10f64.powi(*n) >= 0.9995).unwrap_or(4);
+            format!("{x:.*}", zeros as usize + 2)
+        }
+        _ => format!("{x:.2e}"),
+    }
+}
+
+/// A mass with three digits that count: `12.3 mg`.
+pub fn grams(g: f64) -> String {
+    match g.abs() {
+        a if a >= 1e6 => format!("{} t", number(g / 1e6)),
+        a if a >= 1e3 => format!("{} kg", number(g / 1e3)),
+        a if a >= 1.0 || a == 0.0 => format!("{} g", number(g)),
+        a if a >= 1e-3 => format!("{} mg", number(g * 1e3)),
+        _ => format!("{} µg", number(g * 1e6)),
+    }
+}
+
 /// How much was computed, and how fast.
 pub fn speeds(generation: &Generation) -> String {
     let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(" at {r:.0}/s"));
@@ -66,6 +110,22 @@ pub fn speeds(generation: &Generation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        let shown =
+            [0.0, 0.00123, 0.0456, 0.789, 1.0, 12.34, 999.6, 4711.0, 12_345.0, 5.576e6, 3.706e24, 1e-9].map(number);
+        let want = [
+            "0", "0.00123", "0.0456", "0.789", "1.00", "12.3", "1000", "4711", "12.3 K", "5.58 M", "3.71e24", "1.00e-9",
+        ];
+        assert_eq!(shown, want);
+    }
+
+    #[test]
+    fn masses_change_unit_with_their_size() {
+        let shown = [0.0, 2.5e-6, 0.012, 3.0, 4.2e3, 1.8e9].map(grams);
+        assert_eq!(shown, ["0 g", "2.50 µg", "12.0 mg", "3.00 g", "4.20 kg", "1800 t"]);
+    }
 
     #[test]
     fn counts_and_bytes_change_unit_where_they_need_five_digits() {

@@ -11,6 +11,7 @@ mod failure;
 mod human;
 mod input;
 mod interrupt;
+mod place;
 mod progress;
 mod report;
 mod source;

@@ -88,7 +88,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let template = files.template()?;
     let sampling = args.sampling.over(files.sampling()?);
     Sampler::new(sampling.clone())?;
-    let mut account = Account::open(&args.ledger, "chat");
+    let mut account = Account::open(&args.ledger, "chat")?;
     let model = files.model(&args.compute)?;
     account.loaded(&files);
     let options = GenerateOptions {
@@ -280,6 +280,7 @@ impl<W: Write> Talk<'_, W> {
     }
 
     fn reply(&mut self, ask: Ask<'_>) -> anyhow::Result<()> {
+        self.account.admit_or_stop()?;
         let (think, stop) = (self.think, self.stop.clone());
         let mut show = Show::new(self.out, self.theme, think);
         let (mut written, mut tokens) = (Ok(()), 0);
@@ -305,7 +306,7 @@ impl<W: Write> Talk<'_, W> {
                 }
             }
             let go_on = written.is_ok() && !stop.load(Ordering::Relaxed);
-            if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if go_on { booked.account.admit() } else { ControlFlow::Break(()) }
         };
         let result = match ask {
             Ask::Message(message) => self.chat.ask(message, on_event),
@@ -320,6 +321,7 @@ impl<W: Write> Talk<'_, W> {
         let generation = result?;
         show.end()?;
         match generation.finish_reason {
+            FinishReason::Cancelled if self.account.stopped().is_some() => {}
             FinishReason::Cancelled => notice("stopped"),
             FinishReason::Length if generation.token_ids.len() == self.chat.options.max_new_tokens => {
                 notice("cut at max_new_tokens; /set max_new_tokens N allows more");
@@ -328,24 +330,35 @@ impl<W: Write> Talk<'_, W> {
             FinishReason::Eos | FinishReason::StopString => {}
         }
         if generation.token_ids.is_empty() {
-            return Ok(()); // stopped before it began, and what was read is not known
+            return self.within_budget(); // stopped before it began, and what was read is not known
         }
         notice(&human::speeds(&generation));
         if let Some(energy) = energy {
-            notice(&energy.to_string());
+            let carbon = energy.carbon_g().map_or(String::new(), |g| format!("; about {} of CO2e", human::grams(g)));
+            notice(&format!("{energy}{carbon}"));
             self.totals.energy.push(energy);
         }
         self.totals.prompt_tokens += generation.prompt_tokens - generation.cached_tokens;
         self.totals.new_tokens += generation.token_ids.len();
         self.totals.last = Some(generation);
-        Ok(())
+        self.within_budget()
+    }
+
+    /// # Errors
+    /// If the budget has stopped the reply.
+    fn within_budget(&self) -> anyhow::Result<()> {
+        match self.account.stopped() {
+            Some(why) => Err(anyhow!("stopped by the budget: {why}")),
+            None => Ok(()),
+        }
     }
 
     fn reply_as_json(&mut self, message: &str) -> anyhow::Result<()> {
+        self.account.admit_or_stop()?;
         let mut booked = Booked::start(&mut self.account);
         let result: Result<_, ChatError> = self.chat.ask(message, &mut |event| {
             booked.see(&event);
-            ControlFlow::Continue(())
+            booked.account.admit()
         });
         let energy = booked.end(result.as_ref().ok());
         let generation = result?;
@@ -360,7 +373,8 @@ impl<W: Write> Talk<'_, W> {
             "decode_tokens_per_s": generation.decode_tokens_per_s(),
             "energy": energy.map(|spent| spent.json()),
         });
-        Ok(writeln!(self.out, "{reply}")?)
+        writeln!(self.out, "{reply}")?;
+        self.within_budget()
     }
 
     /// Writes the conversation to a file that does not exist yet.

@@ -76,27 +76,43 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         eos_token_ids: if args.ignore_eos { vec![] } else { files.eos_token_ids()? },
         ..Default::default()
     };
-    let mut account = Account::open(&args.ledger, "generate");
+    let mut account = Account::open(&args.ledger, "generate")?;
     let model = files.model(&args.compute)?;
     account.loaded(&files);
+    account.admit_or_stop()?;
     let stream = !args.json && prompts.len() == 1 && tokenizer.is_some();
     let generations = generate(&model, &prompts, &options, tokenizer.as_ref(), stream, &mut account, out)?;
     let spent = Spent::of_window(&account.close());
-    if args.json {
-        return print_json(&generations, &spent, out);
+    print(args, &generations, tokenizer.is_some(), stream, &spent, out)?;
+    match account.stopped() {
+        Some(why) => bail!("stopped by the budget after {} of {} sequences: {why}", generations.len(), prompts.len()),
+        None => Ok(()),
     }
-    match &tokenizer {
-        Some(_) if stream => {
+}
+
+fn print(
+    args: &Args,
+    generations: &[Generation],
+    tokenizer: bool,
+    stream: bool,
+    spent: &Spent,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    if args.json {
+        return print_json(generations, spent, out);
+    }
+    match tokenizer {
+        true if stream => {
             writeln!(out)?;
             eprintln!("{}", human::speeds(&generations[0]));
         }
-        Some(_) => {
+        true => {
             for (index, generation) in generations.iter().enumerate() {
                 writeln!(out, "--- {index}\n{}", generation.text)?;
             }
         }
-        None => {
-            for generation in &generations {
+        false => {
+            for generation in generations {
                 writeln!(out, "{}", serde_json::to_string(&generation.token_ids)?)?;
             }
         }
@@ -138,13 +154,16 @@ fn generate(
             if let (true, Event::Text(text)) = (stream, event) {
                 written = write!(out, "{text}").and_then(|()| out.flush());
             }
-            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if written.is_ok() { account.admit() } else { ControlFlow::Break(()) }
         });
         for (i, result) in results.into_iter().enumerate() {
             generations.push(result.with_context(|| format!("sequence {}", batch * BATCH + i))?);
         }
         std::mem::replace(&mut written, Ok(()))?;
         steps.end(account);
+        if account.stopped().is_some() {
+            break;
+        }
     }
     Ok(generations)
 }

@@ -21,10 +21,12 @@ use crossterm::{
     terminal::{Clear, ClearType},
 };
 use jevons_energy::{
+    convert::{Band, Facility, IntensityHours, Interval, Month},
     export::{self, Format, FunctionalUnit, SciInputs, export},
     grade::joules,
     ledger::{Group, Ledger, Numbered, Phase, Recorder, RunTotal, Summary, Work, day, time},
     meter::{IdleFloor, Meter, Options, Sampler, State, Wall, Window},
+    report::{self, LedgerReport, Place},
 };
 use serde_json::json;
 
@@ -32,7 +34,8 @@ use crate::{
     account::{self, LedgerArgs, Spent},
     chart,
     failure::ExitWith,
-    human, interrupt,
+    human, input, interrupt,
+    place::SiteArgs,
     report::Report,
 };
 
@@ -100,10 +103,21 @@ impl MeterArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// What the ledger says: totals, by phase, model, command, day and run
+    /// What the ledger says, in joules, carbon, water and money: totals, by phase, model, command, day and run
     Report {
         #[command(flatten)]
         rows: RowArgs,
+        /// Write the report with plots as one HTML file
+        #[arg(long, value_name = "FILE.html", value_hint = ValueHint::FilePath)]
+        html: Option<PathBuf>,
+        /// CSV of hourly grid intensity, time,g_per_kwh: carbon is then summed hour by hour
+        #[arg(long, value_name = "HOURS.csv", value_hint = ValueHint::FilePath, conflicts_with = "grid")]
+        intensity: Option<PathBuf>,
+        /// USD per hour of a rented machine, electricity inside [default: one's own, whose electricity is paid]
+        #[arg(long, value_name = "USD", conflicts_with = "electricity_price")]
+        rent: Option<Band>,
+        #[command(flatten)]
+        site: Box<SiteArgs>,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -178,7 +192,18 @@ enum UnitArg {
 
 pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     match &args.action {
-        Some(Action::Report { rows, json }) => report(rows, *json, out),
+        Some(Action::Report { rows, html, intensity, rent, site, json }) => {
+            let report = convert(rows, intensity.as_ref(), *rent, site)?;
+            if let Some(file) = html {
+                jevons_sys::atomic::write(file, report::html(&report).as_bytes())
+                    .with_context(|| format!("{}: cannot write the report", file.display()))?;
+            }
+            if *json {
+                serde_json::to_writer_pretty(&mut *out, &report)?;
+                return Ok(writeln!(out)?);
+            }
+            print_report(&report, out)
+        }
         Some(Action::Verify { file, expect, json }) => verify(file.as_ref(), expect.as_deref(), *json, out),
         Some(Action::Export { format, rows, output, intensity, embodied, per }) => {
             let rows = rows.read()?;
@@ -330,7 +355,11 @@ impl View {
 fn command(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let ledger = account::ledger_path().filter(|_| !args.ledger.off());
     let meter = Meter::discover(args.meter.options()?);
+    let key = args.ledger.key()?;
     let mut recorder = Recorder::start(meter, ledger.map(Ledger::open).transpose(), "meter");
+    if !key.is_empty() {
+        recorder.set_tenant(key);
+    }
     if let Some(trouble) = recorder.trouble() {
         eprintln!("warning: {trouble}; going on without it");
     }
@@ -382,7 +411,7 @@ fn command(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 /// As shells have it: 128 and the signal, for a program ended by one.
-fn exit_code(status: process::ExitStatus) -> u8 {
+pub fn exit_code(status: process::ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         return 128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX));
@@ -441,6 +470,13 @@ fn spent(window: &Window, floor: Option<&IdleFloor>) -> String {
 }
 
 impl RowArgs {
+    /// For people.
+    fn describe(&self) -> String {
+        let parts = [("run", &self.run), ("model", &self.model), ("day", &self.day)];
+        let parts: Vec<_> = parts.iter().filter_map(|(name, v)| Some(format!("{name} {}", v.as_ref()?))).collect();
+        if parts.is_empty() { "the whole ledger".into() } else { parts.join(", ") }
+    }
+
     fn read(&self) -> anyhow::Result<Vec<Numbered>> {
         let mut rows = open(self.file.as_ref())?.rows()?;
         if let Some(run) = &self.run {
@@ -474,12 +510,26 @@ fn open(file: Option<&PathBuf>) -> anyhow::Result<Ledger> {
 /// Runs that the report for people lists; `--json` has all.
 const LAST_RUNS: usize = 20;
 
-fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
-    let summary = Summary::of(&args.read()?);
-    if json {
-        serde_json::to_writer_pretty(&mut *out, &summary)?;
-        return Ok(writeln!(out)?);
+/// Sums over rows, and what they come to.
+fn convert(
+    args: &RowArgs,
+    intensity: Option<&PathBuf>,
+    rent: Option<Band>,
+    site: &SiteArgs,
+) -> anyhow::Result<LedgerReport> {
+    let (mut site, facility) = site.site(Facility::Home)?;
+    let rows = args.read()?;
+    if let Some(file) = intensity {
+        let hours = IntensityHours::from_csv(&input::text(file)?).with_context(|| file.display().to_string())?;
+        site.grid_g_per_kwh = report::intensity_of_use(&rows, &hours).with_context(|| file.display().to_string())?;
     }
+    let intensity_file = intensity.map(|file| file.display().to_string());
+    let place = Place { site, facility, intensity_file, rent_usd_per_h: rent };
+    Ok(LedgerReport::of(args.describe(), Summary::of(&rows), place, Month::now())?)
+}
+
+fn print_report(ledger: &LedgerReport, out: &mut impl Write) -> anyhow::Result<()> {
+    let summary = &ledger.summary;
     let Some((from, to)) = summary.from_to_ms else {
         return Ok(writeln!(out, "the ledger has no such rows")?);
     };
@@ -517,6 +567,19 @@ fn report(args: &RowArgs, json: bool, out: &mut impl Write) -> anyhow::Result<()
     }
     rows.extend(summary.caveat.map(|caveat| ("note".into(), caveat.into())));
     report.section("Total", &rows)?;
+    let cells = |(label, value, unit, _): (&str, Interval, &str, &str)| {
+        let [p5, p50, p95] = [value.p5, value.p50, value.p95].map(human::number);
+        vec![label.to_owned(), p5, p50, p95, unit.to_owned()]
+    };
+    let come_to: Vec<_> = ledger.rows().into_iter().map(cells).collect();
+    report.table("It comes to", &["", "p5", "p50", "p95", "unit"], &come_to)?;
+    let site = &ledger.place.site;
+    let grid = ledger.place.intensity_file.clone().unwrap_or_else(|| site.region.clone());
+    report.line(&format!(
+        "  grid of {grid}, PUE {}, {}; --region and --facility name yours, --html has every formula and source",
+        human::number(site.pue.mid()),
+        ledger.footprint.usd_is
+    ))?;
     let line = |name: &str, g: &Group| {
         let per = g.marginal_j_per_token().map_or(String::new(), joules);
         let grade = g.energy.grade.to_string();

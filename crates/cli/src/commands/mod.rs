@@ -11,7 +11,9 @@ mod info;
 mod list;
 mod man;
 mod meter;
+mod plan;
 mod pull;
+mod rebound;
 mod rm;
 mod score;
 mod show;
@@ -37,6 +39,8 @@ pub enum Command {
     Bench(bench::Args),
     Train(train::Args),
     Meter(meter::Args),
+    Plan(Box<plan::Args>),
+    Rebound(rebound::Args),
     Tokenizer(tokenizer::Args),
     Convert(convert::Args),
     Adapter(adapter::Args),
@@ -66,6 +70,8 @@ impl Command {
             Self::Bench(args) => bench::run(args, out),
             Self::Train(args) => train::run(args, out),
             Self::Meter(args) => meter::run(args, out),
+            Self::Plan(args) => plan::run(args, out),
+            Self::Rebound(args) => rebound::run(args, out),
             Self::Tokenizer(args) => tokenizer::run(args, out),
             Self::Convert(args) => convert::run(args, out),
             Self::Adapter(args) => adapter::run(args, out),

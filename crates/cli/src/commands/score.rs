@@ -1,6 +1,6 @@
 use std::{io::Write, ops::ControlFlow, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use jevons_energy::ledger::Phase;
 use jevons_infer::Score;
 use serde_json::json;
@@ -48,15 +48,20 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             (sequences, Some(bytes))
         }
     };
-    let mut account = Account::open(&args.ledger, "score");
+    let mut account = Account::open(&args.ledger, "score")?;
     let model = files.model(&args.compute)?;
     account.loaded(&files);
+    account.admit_or_stop()?;
     let bar = progress::bar(sequences.len() as u64, "scoring", "sequences");
     let score = jevons_infer::score(&model, &sequences, &mut |done| {
         bar.set_position(done as u64);
-        ControlFlow::Continue(())
-    })?;
+        if done < sequences.len() { account.admit() } else { ControlFlow::Continue(()) }
+    });
     bar.finish_and_clear();
+    if let Some(why) = account.stopped() {
+        bail!("stopped by the budget: {why}");
+    }
+    let score = score?;
     account.phase_of_request(Phase::Eval, account.forward(sequences.iter().map(Vec::len).sum()));
     let energy = account.end_request();
     let bits_per_byte = bytes.map(|bytes| score.nats() / std::f64::consts::LN_2 / bytes as f64);

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use jevons_energy::{
+    convert::Interval,
     ledger::{Phase, Work},
     meter::Window,
 };
@@ -21,7 +22,10 @@ use jevons_train::{
     run::{self, Event, Summary},
 };
 
-use crate::account::{Account, LedgerArgs, Spent};
+use crate::{
+    account::{Account, LedgerArgs, Spent},
+    human,
+};
 
 /// Train a model by a recipe
 ///
@@ -82,16 +86,23 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     })
     .context("cannot watch for Ctrl-C")?;
     let mut view = View::default();
-    let mut account = Account::open(&args.ledger, "train");
+    let mut account = Account::open(&args.ledger, "train")?;
     let mut tokens = None;
     let summary = run::run(&recipe, args.resume, &stop, &mut |event| {
         book(&event, &mut account, &mut tokens);
+        if matches!(event, Event::Start { .. } | Event::Step(_) | Event::Heldout { .. }) && account.admit().is_break() {
+            stop.store(true, Ordering::Relaxed); // as Ctrl-C: it saves and leaves
+        }
         view.show(event);
     });
     view.finish();
     let summary = summary?;
     account.made(&summary.folder.join("model"));
-    report(&summary, &account.close(), args, path, out)
+    report(&summary, &account.close(), args, path, out)?;
+    match account.stopped() {
+        Some(why) if summary.interrupted => bail!("stopped by the budget: {why}"),
+        _ => Ok(()),
+    }
 }
 
 /// What the run has told so far goes to its account.
@@ -121,7 +132,15 @@ fn report(
 ) -> anyhow::Result<()> {
     if args.json {
         let mut report = serde_json::to_value(s)?;
-        report["energy"] = Spent::of_window(energy).json();
+        let spent = Spent::of_window(energy);
+        report["energy"] = spent.json();
+        match spent.converted(energy.seconds) {
+            Ok((place, converted)) => {
+                report["energy"]["footprint"] = serde_json::to_value(converted)?;
+                report["energy"]["place"] = serde_json::to_value(place)?;
+            }
+            Err(error) => eprintln!("warning: no carbon, water and cost: {error:#}"),
+        }
         report["energy"]["window"] = serde_json::to_value(energy)?;
         return Ok(writeln!(out, "{report:#}")?);
     }
@@ -146,9 +165,43 @@ fn report(
     if s.peak_rss_bytes.is_some() {
         write!(out, "{}", memory_table(&s.memory))?;
     }
-    writeln!(out, "energy {}: {}", Spent::of_window(energy), energy.boundary())?;
+    write!(out, "{}", energy_report(energy)?)?;
     let model = s.folder.join("model");
     Ok(writeln!(out, "model: {0}\nchat with it: jevons chat {0}", model.display())?)
+}
+
+/// Energy, carbon, water and cost, each with p5, p50 and p95.
+fn energy_report(window: &Window) -> anyhow::Result<String> {
+    let spent = Spent::of_window(window);
+    let mut text = format!("energy {spent}: {}\n", window.boundary());
+    let (place, c) = match spent.converted(window.seconds) {
+        Ok(converted) => converted,
+        Err(error) => {
+            writeln!(text, "no carbon, water and cost: {error:#}")?;
+            return Ok(text);
+        }
+    };
+    let band = |i: Interval, scale: f64, unit: &str| {
+        let [low, mid, high] = [i.p5, i.p50, i.p95].map(|x| human::number(x * scale));
+        format!("{mid} {unit} (p5 {low}, p95 {high})")
+    };
+    let f = c.footprint;
+    writeln!(text, "facility energy {}", band(f.facility_kwh, 1e3, "Wh"))?;
+    writeln!(
+        text,
+        "carbon {}, of it {} of making the machine",
+        band(f.carbon_g, 1.0, "g CO2e"),
+        human::grams(f.carbon_embodied_g.p50)
+    )?;
+    writeln!(text, "water {}", band(f.water_l, 1e3, "mL"))?;
+    writeln!(text, "cost {}, {}", band(c.usd, 1.0, "USD"), c.usd_is)?;
+    writeln!(
+        text,
+        "on the grid of {}, PUE {}; JEVONS_REGION and JEVONS_FACILITY name yours",
+        place.site.region,
+        human::number(place.site.pue.mid())
+    )?;
+    Ok(text)
 }
 
 /// Bytes by class of tensor; of the last two kinds of buffers only the larger counts in the peak.

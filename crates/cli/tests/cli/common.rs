@@ -49,7 +49,15 @@ pub fn command(dir: &Path, args: &[&str]) -> Command {
     command.args(args).current_dir(dir).env("HOME", dir);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env("JEVONS_LEDGER", "off");
-    for name in ["JEVONS_WALL_FILE", "JEVONS_WALL_COMMAND", "JEVONS_WATTS"] {
+    for name in [
+        "JEVONS_WALL_FILE",
+        "JEVONS_WALL_COMMAND",
+        "JEVONS_WATTS",
+        "JEVONS_REGION",
+        "JEVONS_FACILITY",
+        "JEVONS_BUDGET",
+        "JEVONS_KEY",
+    ] {
         command.env_remove(name);
     }
     for name in ["XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"] {

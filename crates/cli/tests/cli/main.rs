@@ -7,4 +7,6 @@ mod common;
 mod compute;
 mod convert;
 mod meter;
+mod plan;
+mod rebound;
 mod text;

@@ -26,7 +26,7 @@ fn what_commands_spend_is_in_the_ledger_by_phase_and_adds_up() {
     let dir = model();
     let path = dir.path();
     let chat = metered(path, &["chat", "m", "--max-new-tokens", "8"], "hello\nand?\n");
-    assert_eq!(chat.err.matches("grade").count(), 2, "{chat:?}");
+    assert_eq!((chat.err.matches("grade").count(), chat.err.matches(" of CO2e").count()), (2, 2), "{chat:?}");
     metered(path, &["generate", "m", "once", "--max-new-tokens", "5"], "").ok();
     fs::write(path.join("ids.json"), "[[5, 6, 7], [8, 9], [10]]").unwrap();
     metered(path, &["generate", "m", "--token-ids", "ids.json", "--max-new-tokens", "4", "--json"], "").json();
@@ -80,7 +80,7 @@ fn what_commands_spend_is_in_the_ledger_by_phase_and_adds_up() {
     assert_eq!(one_day, "the ledger has no such rows\n");
 }
 
-const RECIPE: &str = r#"
+pub const RECIPE: &str = r#"
 name = "tiny"
 seed = 1
 [model.tokenizer]
@@ -125,7 +125,17 @@ fn training_is_in_the_ledger_with_the_model_it_made() {
         assert!(report["energy"]["caveat"].as_str().unwrap().contains("no evidence of its own"), "{report:#}");
     }
     let text = metered(path, &["train", "recipe.toml", "--set", "run.folder=again"], "").ok();
-    assert!(text.contains("energy ") && text.contains("grade"), "{text}");
+    for part in
+        ["energy ", "grade", "facility energy", "carbon ", "water ", "cost ", "(p5 ", "electricity of one's own"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(report["energy"]["footprint"]["carbon_g"]["p95"].as_f64().unwrap() > 0.0, "{report:#}");
+    // A place that does not exist costs the conversion, not the report of a run that took a week.
+    let mut nowhere = command(path, &["train", "recipe.toml", "--set", "run.folder=nowhere"]);
+    nowhere.env("JEVONS_REGION", "XXX");
+    let text = finish(nowhere, "").ok();
+    assert!(text.contains("no carbon, water and cost: JEVONS_REGION") && text.contains("model: "), "{text}");
     assert!(metered(path, &["meter", "verify"], "").ok().ends_with("intact\n"));
     let summary = metered(path, &["meter", "report", "--json"], "").json();
     assert_eq!(summary["phases"]["train"]["tokens"].as_u64(), report["tokens"].as_u64().map(|t| 2 * t), "{summary:#}");
@@ -199,6 +209,53 @@ fn the_ledger_can_be_turned_off_and_has_a_place_of_its_own() {
 }
 
 #[test]
+fn the_report_converts_and_is_a_page_with_plots() {
+    let dir = model();
+    let path = dir.path();
+    metered(path, &["generate", "m", "once", "--max-new-tokens", "2"], "").ok();
+    metered(path, &["score", "m", "--text", "some text"], "").ok();
+    let report = |args: &[&str]| metered(path, &[&["meter", "report"], args].concat(), "");
+    let json = report(&["--json", "--region", "FRA", "--facility", "datacentre", "--html", "r.html"]).json();
+    let p50 = |key: &str| json["footprint"][key]["p50"].as_f64().unwrap();
+    let kwh = json["total"]["energy"]["joules"].as_f64().unwrap() / 3.6e6;
+    assert!((p50("it_kwh") / kwh - 1.0).abs() < 0.02, "{json:#}");
+    // France: 44.2 g/kWh; PUE 1.25 once.
+    assert!((p50("carbon_operational_g") / (kwh * 1.25 * 44.2) - 1.0).abs() < 0.1, "{json:#}");
+    assert!(p50("water_l") > p50("water_onsite_l") && p50("usd") > 0.0 && json["inputs"].as_array().unwrap().len() > 5);
+    let page = fs::read_to_string(path.join("r.html")).unwrap();
+    assert!(page.contains("the whole ledger") && page.matches("<svg").count() == 2 && page.contains("44.2"), "{page}");
+    let text = report(&[]).ok();
+    for part in
+        ["carbon, both", "water at power stations", "electricity of one's own machine", "p5", "p95", "grid of WOR"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // Of a day, a run, a model; and of a rented machine.
+    let run = json["runs"][0]["run"].as_str().unwrap();
+    let one = report(&["--json", "--run", run]).json();
+    assert!(one["n_runs"] == 1 && one["of"] == format!("run {run}"), "{one:#}");
+    let model = json["models"].as_object().unwrap().keys().next().unwrap();
+    assert!(report(&["--json", "--model", &model[..8]]).json()["footprint"]["carbon_g"]["p50"].as_f64().unwrap() > 0.0);
+    assert_eq!(report(&["--json", "--day", "2020-01-01"]).json()["footprint"]["carbon_g"]["p95"], 0.0);
+    let rented = report(&["--json", "--rent", "3600"]).json();
+    let seconds = rented["total"]["seconds"].as_f64().unwrap();
+    assert!((rented["footprint"]["usd"]["p50"].as_f64().unwrap() / seconds - 1.0).abs() < 1e-9, "{rented:#}");
+    // Hour by hour: the day before, today and tomorrow at 100 g/kWh; then a file that has none of these hours.
+    let start = json["from_to_ms"][0].as_i64().unwrap() / 3_600_000 * 3_600_000 - 24 * 3_600_000;
+    let hour = |i: i64| chrono::DateTime::from_timestamp_millis(start + i * 3_600_000).unwrap().to_rfc3339();
+    let lines: String = (0..72).map(|i| format!("{},100\n", hour(i))).collect();
+    fs::write(path.join("h.csv"), format!("time,g_per_kwh\n{lines}")).unwrap();
+    let hourly = report(&["--json", "--intensity", "h.csv"]).json();
+    let grid = hourly["place"]["site"]["grid_g_per_kwh"]["mid"].as_f64().unwrap();
+    assert!((grid / 100.0 - 1.0).abs() < 1e-12, "{hourly:#}");
+    fs::write(path.join("old.csv"), "time,g_per_kwh\n2020-01-01T00:00Z,100\n").unwrap();
+    let error = report(&["--intensity", "old.csv"]).fails(1);
+    assert!(error.contains("old.csv") && error.contains("goes from 2020-01-01"), "{error}");
+    assert!(report(&["--region", "XXX"]).fails(1).contains("XXX"));
+    assert!(report(&["--html", "no/such/folder/r.html"]).fails(1).contains("no/such/folder/r.html"));
+}
+
+#[test]
 fn every_export_is_written() {
     let dir = model();
     let path = dir.path();
@@ -227,12 +284,13 @@ fn every_export_is_written() {
 fn a_command_is_metered_and_its_exit_code_passed_on() {
     let dir = tempdir().unwrap();
     let path = dir.path();
-    let run = metered(path, &["meter", "--json", "--", "sh", "-c", "echo said; sleep 0.2; exit 7"], "");
+    let run = metered(path, &["meter", "--json", "--key", "ada", "--", "sh", "-c", "echo said; sleep 0.2; exit 7"], "");
     assert_eq!(run.code, Some(7), "{run:?}");
     let (said, report) = run.out.split_once('\n').unwrap();
     let report: Value = serde_json::from_str(report).unwrap();
     assert_eq!((said, &report["exit_code"]), ("said", &7.into()));
     assert!(report["window"]["seconds"].as_f64().unwrap() >= 0.2 && report["window"]["energy"]["grade"].is_string());
+    assert!(metered(path, &["meter", "export", "--format", "csv"], "").ok().contains(",ada,"));
     let text = metered(path, &["meter", "--idle", "0.3", "--", "true"], "");
     assert!(text.code == Some(0) && text.err.contains("above idle") && text.err.contains("a sketch"), "{text:?}");
     assert!(metered(path, &["meter", "--", "no-such-program"], "").fails(1).contains("is it installed"));

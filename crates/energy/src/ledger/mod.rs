@@ -12,6 +12,7 @@
 
 mod entry;
 mod fingerprint;
+mod holds;
 mod recorder;
 mod summary;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use serde::Serialize;
 
 pub use entry::{Entry, Kind, Phase, Work};
 pub use fingerprint::Fingerprint;
+pub use holds::{Holds, Use};
 pub use recorder::{Recorder, StepUser};
 pub use summary::{Group, RunTotal, Summary, by, day, models_of_runs, time};
 

@@ -116,6 +116,21 @@ impl Recorder {
         self.blank.model = Some(fingerprint);
     }
 
+    /// Says for whom all further rows are.
+    pub fn set_tenant(&mut self, tenant: String) {
+        self.blank.tenant = Some(tenant);
+    }
+
+    /// The name of the run.
+    pub fn run(&self) -> &str {
+        &self.blank.run
+    }
+
+    /// What the run has spent until this moment, whatever it is spent on. Cuts no phase.
+    pub fn spent(&self) -> Window {
+        self.sampler.snapshot().since(&self.started)
+    }
+
     /// The time since the last border was spent on `phase`. Belongs to no request; written at once.
     pub fn phase(&mut self, phase: Phase, work: Work) -> Window {
         let (entry, window) = self.cut(phase, work, None);
