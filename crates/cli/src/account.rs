@@ -438,9 +438,11 @@ impl Spent {
         Ok((place, converted))
     }
 
-    /// Grams of CO2e of the electricity, at central values; none if the environment names no place that there is.
-    pub fn carbon_g(&self) -> Option<f64> {
-        Some(place().ok()?.rates().amounts(self.energy.joules, 0.0).grams)
+    /// Grams of CO2e of the electricity, at central values, and the region of the grid; none if the environment names no place that
+    /// there is.
+    pub fn carbon_g(&self) -> Option<(f64, String)> {
+        let place = place().ok()?;
+        Some((place.rates().amounts(self.energy.joules, 0.0).grams, place.site.region))
     }
 
     pub fn json(&self) -> Value {
@@ -450,7 +452,7 @@ impl Spent {
             "p5_p50_p95_j": self.energy.band(),
             "grade": self.energy.grade,
             "complete": self.complete,
-            "carbon_g": self.carbon_g(),
+            "carbon_g": self.carbon_g().map(|(g, _)| g),
             "caveat": self.energy.grade.caveat(),
         })
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Amounts, Budget, BudgetError, Decision, Policy, Records, budget::Rates};
-use crate::ledger::{Holds, LedgerError, Use, day};
+use crate::ledger::{Holds, Ledger, LedgerError, Use, day};
 
 /// Days before the present one whose J per token the dividend goes by.
 const EFFICIENCY_DAYS: i64 = 7;
@@ -168,8 +168,8 @@ pub fn j_per_token(ledger: &Path, now_ms: i64) -> Result<Option<f64>, GateError>
         return Ok(None);
     }
     let today = now_ms.div_euclid(DAY_MS) * DAY_MS;
-    let mut rows = crate::ledger::Ledger::open_existing(ledger)?.rows()?;
-    rows.retain(|r| (today - EFFICIENCY_DAYS * DAY_MS..today).contains(&r.entry.at_ms));
+    let mut rows = Ledger::open_existing(ledger)?.rows_since(today - EFFICIENCY_DAYS * DAY_MS)?;
+    rows.retain(|r| r.entry.at_ms < today);
     let records = Records::from_ledger(&rows);
     Ok(records.ok().and_then(|(records, _)| {
         let (joules, tokens) = records.all().iter().fold((0.0, 0.0), |(j, t), r| (j + r.joules, t + r.tokens));
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
     use crate::{
         grade::{Energy, Grade},
-        ledger::{Entry, Kind, Ledger, Phase, Work},
+        ledger::{Entry, Kind, Phase, Work},
         rebound::{Cap, Dividend, Resource, budget::tests::policy},
     };
 
@@ -238,6 +238,23 @@ mod tests {
         assert_eq!(gate.admit(4.5, 2.1, NOON + DAY).unwrap(), Decision::Allow, "a new day");
         let today = used_today(&path, &gate.budget.policy().rates, NOON).unwrap();
         assert_eq!(today.iter().map(|(k, a)| (k.as_str(), a.joules)).collect::<Vec<_>>(), [("", 6.0), ("bob", 50.0)]);
+    }
+
+    #[test]
+    fn rows_that_come_later_are_seen_and_a_day_is_left_behind() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("l.sqlite");
+        let mut holds = Holds::open(&path).unwrap();
+        let mut ledger = Ledger::open(&path).unwrap();
+        let midnight = NOON - DAY / 2;
+        let sum = |holds: &mut Holds, at_ms| holds.of_day(&day(at_ms)).unwrap().iter().map(|u| u.joules).sum::<f64>();
+        assert_eq!(sum(&mut holds, NOON), 0.0);
+        ledger.append(&[spent("a", midnight - 1, 1.0, None), spent("a", midnight, 2.0, None)]).unwrap();
+        assert_eq!(sum(&mut holds, NOON), 2.0);
+        ledger.append(&[spent("a", NOON, 4.0, None), spent("b", midnight - 1, 8.0, None)]).unwrap();
+        assert_eq!(sum(&mut holds, NOON), 6.0);
+        assert_eq!(sum(&mut holds, NOON - DAY), 9.0);
+        assert_eq!(sum(&mut holds, NOON), 6.0);
     }
 
     #[test]
@@ -310,6 +327,16 @@ mod tests {
         assert!(read_policy(&path).unwrap_err().to_string().contains("b.toml"));
         fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(read_policy(&path).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn texts_of_strangers_are_read_or_refused(text in "(?s).{0,200}", line in "[0-9T:Z,.eE+-]{0,60}") {
+            let _ = Policy::from_toml(&text);
+            for text in [text, format!("time,g_per_kwh\n{line}\n{line}"), format!("day,tokens,joules,tasks\n{line}")] {
+                let _ = (crate::convert::IntensityHours::from_csv(&text), Records::from_text(&text));
+            }
+        }
     }
 
     proptest! {
