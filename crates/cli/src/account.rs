@@ -185,9 +185,10 @@ impl Account {
                 budget.told_slow = true;
             }
             thread::sleep(took.mul_f64(1.0 / speed - 1.0).min(LONGEST_PAUSE));
-            // The pause is counted, and is no step.
+            // The pause is counted, is no step, and may have left too little for one.
             let spent = self.recorder.spent();
             budget.gate.waited(spent.energy.joules, spent.seconds);
+            budget.ask(&spent);
         }
         budget.asked = Some(Instant::now());
         if budget.stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
