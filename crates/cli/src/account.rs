@@ -181,7 +181,7 @@ impl Account {
         budget.ask(&self.recorder.spent());
         if let Some(Decision::Slow { speed, reason }) = &budget.slow {
             if !budget.told_slow {
-                eprintln!("slowed to {:.0} % of full speed: {reason}", 100.0 * speed);
+                eprintln!("slowed down from here on, to half speed at the cap: {reason}");
                 budget.told_slow = true;
             }
             thread::sleep(took.mul_f64(1.0 / speed - 1.0).min(LONGEST_PAUSE));
@@ -270,6 +270,11 @@ impl Account {
     /// The present request has ended.
     pub fn end_request(&mut self) -> Option<Spent> {
         let row = self.recorder.end_request();
+        if let Some(budget) = &mut self.budget {
+            // What follows is waiting.
+            let spent = self.recorder.spent();
+            budget.gate.stepped(spent.energy.joules, spent.seconds);
+        }
         self.warn();
         row.as_ref().and_then(Spent::of_row)
     }

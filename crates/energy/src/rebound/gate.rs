@@ -86,12 +86,8 @@ impl Gate {
         self.last = (joules, seconds);
     }
 
-    /// Asks for the next step. `joules`, `seconds`: what the run has spent in all until now, `now_ms` since 1970. The next step is
-    /// expected to take what the largest of the last ones did, and is held until the next question.
-    ///
-    /// # Errors
-    /// [`GateError::Ledger`]; without the ledger nothing may go on.
-    pub fn admit(&mut self, joules: f64, seconds: f64, now_ms: i64) -> Result<Decision, GateError> {
+    /// What the run has spent since it was asked last, or had waited, was a step. Returns it.
+    pub fn stepped(&mut self, joules: f64, seconds: f64) -> (f64, f64) {
         let step = ((joules - self.last.0).max(0.0), (seconds - self.last.1).max(0.0));
         if self.last != (0.0, 0.0) {
             self.steps.push(step);
@@ -100,6 +96,16 @@ impl Gate {
             }
         }
         self.last = (joules, seconds);
+        step
+    }
+
+    /// Asks for the next step. `joules`, `seconds`: what the run has spent in all until now, `now_ms` since 1970. The next step is
+    /// expected to take what the largest of the last ones did, and is held until the next question.
+    ///
+    /// # Errors
+    /// [`GateError::Ledger`]; without the ledger nothing may go on.
+    pub fn admit(&mut self, joules: f64, seconds: f64, now_ms: i64) -> Result<Decision, GateError> {
+        let step = self.stepped(joules, seconds);
         let today = day(now_ms);
         if today != self.today {
             // What the step over midnight took is counted on the new day.
@@ -292,6 +298,10 @@ mod tests {
         assert_eq!(gate.admit(1.0, 0.1, NOON).unwrap(), Decision::Allow);
         gate.waited(60.0, 600.0);
         assert_eq!(gate.admit(61.0, 600.1, NOON).unwrap(), Decision::Allow, "the next step takes 1 J, not 59");
+        // A step that has ended before it was asked again is remembered over the waiting that follows.
+        gate.stepped(81.0, 601.0);
+        gate.waited(82.0, 700.0);
+        assert!(matches!(gate.admit(82.0, 700.0, NOON).unwrap(), Decision::Stop { .. }), "20 J more would pass 100 J");
     }
 
     #[test]
