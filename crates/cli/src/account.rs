@@ -181,13 +181,14 @@ impl Account {
         budget.ask(&self.recorder.spent());
         if let Some(Decision::Slow { speed, reason }) = &budget.slow {
             if !budget.told_slow {
-                eprintln!("slowed to {:.0} % of full speed: {reason}", 100.0 * speed);
+                eprintln!("slowed down from here on, to half speed at the cap: {reason}");
                 budget.told_slow = true;
             }
             thread::sleep(took.mul_f64(1.0 / speed - 1.0).min(LONGEST_PAUSE));
-            // The pause is counted, and is no step.
+            // The pause is counted, is no step, and may have left too little for one.
             let spent = self.recorder.spent();
             budget.gate.waited(spent.energy.joules, spent.seconds);
+            budget.ask(&spent);
         }
         budget.asked = Some(Instant::now());
         if budget.stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -269,6 +270,11 @@ impl Account {
     /// The present request has ended.
     pub fn end_request(&mut self) -> Option<Spent> {
         let row = self.recorder.end_request();
+        if let Some(budget) = &mut self.budget {
+            // What follows is waiting.
+            let spent = self.recorder.spent();
+            budget.gate.stepped(spent.energy.joules, spent.seconds);
+        }
         self.warn();
         row.as_ref().and_then(Spent::of_row)
     }
@@ -438,9 +444,11 @@ impl Spent {
         Ok((place, converted))
     }
 
-    /// Grams of CO2e of the electricity, at central values; none if the environment names no place that there is.
-    pub fn carbon_g(&self) -> Option<f64> {
-        Some(place().ok()?.rates().amounts(self.energy.joules, 0.0).grams)
+    /// Grams of CO2e of the electricity, at central values, and the region of the grid; none if the environment names no place that
+    /// there is.
+    pub fn carbon_g(&self) -> Option<(f64, String)> {
+        let place = place().ok()?;
+        Some((place.rates().amounts(self.energy.joules, 0.0).grams, place.site.region))
     }
 
     pub fn json(&self) -> Value {
@@ -450,7 +458,7 @@ impl Spent {
             "p5_p50_p95_j": self.energy.band(),
             "grade": self.energy.grade,
             "complete": self.complete,
-            "carbon_g": self.carbon_g(),
+            "carbon_g": self.carbon_g().map(|(g, _)| g),
             "caveat": self.energy.grade.caveat(),
         })
     }

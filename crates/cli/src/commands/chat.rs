@@ -334,7 +334,9 @@ impl<W: Write> Talk<'_, W> {
         }
         notice(&human::speeds(&generation));
         if let Some(energy) = energy {
-            let carbon = energy.carbon_g().map_or(String::new(), |g| format!("; about {} of CO2e", human::grams(g)));
+            let carbon = energy.carbon_g().map_or(String::new(), |(g, region)| {
+                format!("; about {} of CO2e by the grid of {region}", human::grams(g))
+            });
             notice(&format!("{energy}{carbon}"));
             self.totals.energy.push(energy);
         }

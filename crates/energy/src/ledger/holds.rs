@@ -21,6 +21,12 @@ CREATE TABLE IF NOT EXISTS hold (
 ) STRICT;
 ";
 
+/// When a day begins, in milliseconds since 1970; of what is no day, the beginning of time.
+fn begins(on: &str) -> i64 {
+    let day = on.parse::<chrono::NaiveDate>().ok().and_then(|d| d.and_hms_opt(0, 0, 0));
+    day.map_or(i64::MIN, |d| d.and_utc().timestamp_millis())
+}
+
 /// What a run has used on a day.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Use {
@@ -73,13 +79,16 @@ impl Holds {
         let failed = |source| LedgerError::Sqlite { path: path.clone(), doing: "written", source };
         let transaction = self.ledger.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         {
-            let sql = format!("SELECT {COLUMNS} FROM entry WHERE seq > ?1 ORDER BY seq");
+            // Old days are passed over by SQLite, once.
+            let last = transaction.query_row("SELECT coalesce(max(seq), 0) FROM entry", [], |row| row.get(0));
+            let last: i64 = last.map_err(failed)?;
+            let sql = format!("SELECT {COLUMNS} FROM entry WHERE seq > ?1 AND at_ms >= ?2 ORDER BY seq");
             let mut query = transaction.prepare_cached(&sql).map_err(failed)?;
-            let mut rows = query.query([self.seen]).map_err(failed)?;
+            let mut rows = query.query([self.seen, begins(on)]).map_err(failed)?;
+            self.seen = last;
             while let Some(row) = rows.next().map_err(failed)? {
                 let seq = row.get(0).map_err(failed)?;
                 let (entry, _) = read(row).map_err(|why| LedgerError::Row { path: path.clone(), seq, why })?;
-                self.seen = seq;
                 if !matches!(entry.kind, Kind::Phase(_)) || day(entry.at_ms) != on {
                     continue;
                 }

@@ -336,6 +336,24 @@ impl Ledger {
         Ok(rows)
     }
 
+    /// Rows that ended at this moment (milliseconds since 1970) or later, in order.
+    ///
+    /// # Errors
+    /// As [`Ledger::for_each`].
+    pub fn rows_since(&self, at_ms: i64) -> Result<Vec<Numbered>, LedgerError> {
+        let failed = |source| LedgerError::Sqlite { path: self.path.clone(), doing: "read", source };
+        let sql = format!("SELECT {COLUMNS} FROM entry WHERE at_ms >= ?1 ORDER BY seq");
+        let mut query = self.db.prepare(&sql).map_err(failed)?;
+        let mut rows = query.query([at_ms]).map_err(failed)?;
+        let mut found = vec![];
+        while let Some(row) = rows.next().map_err(failed)? {
+            let seq = row.get(0).map_err(failed)?;
+            let (entry, _) = read(row).map_err(|why| LedgerError::Row { path: self.path.clone(), seq, why })?;
+            found.push(Numbered { seq, entry });
+        }
+        Ok(found)
+    }
+
     fn scan(&self, take: &mut dyn FnMut(i64, &Row<'_>) -> Result<(), LedgerError>) -> Result<(), LedgerError> {
         let failed = |source| LedgerError::Sqlite { path: self.path.clone(), doing: "read", source };
         let mut query = self.db.prepare(&format!("SELECT {COLUMNS} FROM entry ORDER BY seq")).map_err(failed)?;

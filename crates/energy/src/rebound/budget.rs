@@ -226,9 +226,9 @@ pub enum BudgetError {
 pub enum Decision {
     /// Go on.
     Allow,
-    /// Go on, at that share of full speed, above 0 and below 1.
+    /// Go on, at that share of full speed, at least half of it.
     Slow {
-        /// Of full speed.
+        /// Of full speed, 0.5 to 1.
         speed: f64,
         /// To be shown.
         reason: String,
@@ -313,8 +313,9 @@ impl Budget {
             }
             let share = (used + step) / limit;
             if share > self.policy.slow_from {
-                // From full speed at the threshold to a tenth of it at the cap.
-                let here = 1.0 - 0.9 * (share - self.policy.slow_from) / (1.0 - self.policy.slow_from);
+                // From full speed at the threshold to half of it at the cap: a pause is then no longer than a step, and takes no more
+                // than was kept for the next one.
+                let here = 1.0 - 0.5 * (share - self.policy.slow_from) / (1.0 - self.policy.slow_from);
                 if here < speed {
                     speed = here;
                     slowed = format!("{who} used {:.0} % of {} {unit} on {day}", share * 100.0, digits(limit));
@@ -369,8 +370,8 @@ pub(super) mod tests {
         let b = Budget::new(Policy { slow_from: 0.5, ..policy(&[(Resource::Joules, 10.0, None)]) }, None).unwrap();
         assert_eq!(judge(&b, 2.5, 2.5), Decision::Allow);
         let Decision::Slow { speed, .. } = judge(&b, 5.0, 2.5) else { panic!() };
-        assert!((speed - 0.55).abs() < 1e-12, "half way from full speed to a tenth of it: {speed}");
-        assert!(matches!(judge(&b, 7.5, 2.5), Decision::Slow { speed, .. } if (speed - 0.1).abs() < 1e-12));
+        assert!((speed - 0.75).abs() < 1e-12, "half way from full speed to half of it: {speed}");
+        assert!(matches!(judge(&b, 7.5, 2.5), Decision::Slow { speed, .. } if (speed - 0.5).abs() < 1e-12));
         let stop = judge(&b, 10.0, 2.5).to_string();
         assert!(stop.contains("stopped: ada has used 10.000 of 10.000 J on 2026-05-01"), "{stop}");
         assert!(matches!(judge(&b, 9.0, 2.0), Decision::Stop { .. }), "it would pass the cap");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Amounts, Budget, BudgetError, Decision, Policy, Records, budget::Rates};
-use crate::ledger::{Holds, LedgerError, Use, day};
+use crate::ledger::{Holds, Ledger, LedgerError, Use, day};
 
 /// Days before the present one whose J per token the dividend goes by.
 const EFFICIENCY_DAYS: i64 = 7;
@@ -86,12 +86,8 @@ impl Gate {
         self.last = (joules, seconds);
     }
 
-    /// Asks for the next step. `joules`, `seconds`: what the run has spent in all until now, `now_ms` since 1970. The next step is
-    /// expected to take what the largest of the last ones did, and is held until the next question.
-    ///
-    /// # Errors
-    /// [`GateError::Ledger`]; without the ledger nothing may go on.
-    pub fn admit(&mut self, joules: f64, seconds: f64, now_ms: i64) -> Result<Decision, GateError> {
+    /// What the run has spent since it was asked last, or had waited, was a step. Returns it.
+    pub fn stepped(&mut self, joules: f64, seconds: f64) -> (f64, f64) {
         let step = ((joules - self.last.0).max(0.0), (seconds - self.last.1).max(0.0));
         if self.last != (0.0, 0.0) {
             self.steps.push(step);
@@ -100,6 +96,16 @@ impl Gate {
             }
         }
         self.last = (joules, seconds);
+        step
+    }
+
+    /// Asks for the next step. `joules`, `seconds`: what the run has spent in all until now, `now_ms` since 1970. The next step is
+    /// expected to take what the largest of the last ones did, and is held until the next question.
+    ///
+    /// # Errors
+    /// [`GateError::Ledger`]; without the ledger nothing may go on.
+    pub fn admit(&mut self, joules: f64, seconds: f64, now_ms: i64) -> Result<Decision, GateError> {
+        let step = self.stepped(joules, seconds);
         let today = day(now_ms);
         if today != self.today {
             // What the step over midnight took is counted on the new day.
@@ -168,8 +174,8 @@ pub fn j_per_token(ledger: &Path, now_ms: i64) -> Result<Option<f64>, GateError>
         return Ok(None);
     }
     let today = now_ms.div_euclid(DAY_MS) * DAY_MS;
-    let mut rows = crate::ledger::Ledger::open_existing(ledger)?.rows()?;
-    rows.retain(|r| (today - EFFICIENCY_DAYS * DAY_MS..today).contains(&r.entry.at_ms));
+    let mut rows = Ledger::open_existing(ledger)?.rows_since(today - EFFICIENCY_DAYS * DAY_MS)?;
+    rows.retain(|r| r.entry.at_ms < today);
     let records = Records::from_ledger(&rows);
     Ok(records.ok().and_then(|(records, _)| {
         let (joules, tokens) = records.all().iter().fold((0.0, 0.0), |(j, t), r| (j + r.joules, t + r.tokens));
@@ -185,7 +191,7 @@ mod tests {
     use super::*;
     use crate::{
         grade::{Energy, Grade},
-        ledger::{Entry, Kind, Ledger, Phase, Work},
+        ledger::{Entry, Kind, Phase, Work},
         rebound::{Cap, Dividend, Resource, budget::tests::policy},
     };
 
@@ -241,6 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_come_later_are_seen_and_a_day_is_left_behind() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("l.sqlite");
+        let mut holds = Holds::open(&path).unwrap();
+        let mut ledger = Ledger::open(&path).unwrap();
+        let midnight = NOON - DAY / 2;
+        let sum = |holds: &mut Holds, at_ms| holds.of_day(&day(at_ms)).unwrap().iter().map(|u| u.joules).sum::<f64>();
+        assert_eq!(sum(&mut holds, NOON), 0.0);
+        ledger.append(&[spent("a", midnight - 1, 1.0, None), spent("a", midnight, 2.0, None)]).unwrap();
+        assert_eq!(sum(&mut holds, NOON), 2.0);
+        ledger.append(&[spent("a", NOON, 4.0, None), spent("b", midnight - 1, 8.0, None)]).unwrap();
+        assert_eq!(sum(&mut holds, NOON), 6.0);
+        assert_eq!(sum(&mut holds, NOON - DAY), 9.0);
+        assert_eq!(sum(&mut holds, NOON), 6.0);
+    }
+
+    #[test]
     fn a_row_of_a_run_and_its_hold_are_counted_once_and_a_killed_run_stays_counted() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("l.sqlite");
@@ -275,6 +298,10 @@ mod tests {
         assert_eq!(gate.admit(1.0, 0.1, NOON).unwrap(), Decision::Allow);
         gate.waited(60.0, 600.0);
         assert_eq!(gate.admit(61.0, 600.1, NOON).unwrap(), Decision::Allow, "the next step takes 1 J, not 59");
+        // A step that has ended before it was asked again is remembered over the waiting that follows.
+        gate.stepped(81.0, 601.0);
+        gate.waited(82.0, 700.0);
+        assert!(matches!(gate.admit(82.0, 700.0, NOON).unwrap(), Decision::Stop { .. }), "20 J more would pass 100 J");
     }
 
     #[test]
@@ -310,6 +337,16 @@ mod tests {
         assert!(read_policy(&path).unwrap_err().to_string().contains("b.toml"));
         fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(read_policy(&path).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn texts_of_strangers_are_read_or_refused(text in "(?s).{0,200}", line in "[0-9T:Z,.eE+-]{0,60}") {
+            let _ = Policy::from_toml(&text);
+            for text in [text, format!("time,g_per_kwh\n{line}\n{line}"), format!("day,tokens,joules,tasks\n{line}")] {
+                let _ = (crate::convert::IntensityHours::from_csv(&text), Records::from_text(&text));
+            }
+        }
     }
 
     proptest! {

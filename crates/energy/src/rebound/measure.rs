@@ -420,7 +420,11 @@ fn by_group(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rebound::UsageRecord;
+    use crate::{
+        grade::{Energy, Grade},
+        ledger::{Entry, Kind, Numbered, Phase, Work},
+        rebound::UsageRecord,
+    };
 
     /// A ledger whose truth is known.
     struct World {
@@ -501,6 +505,48 @@ mod tests {
                 world.memory
             );
         }
+    }
+
+    #[test]
+    fn rows_of_a_ledger_cover_the_truth_as_records_do() {
+        let seeds = 100;
+        let hits = (0..seeds).filter(|seed| {
+            let rows: Vec<Numbered> = CALM.records(*seed, None).iter().flat_map(rows_of_day).collect();
+            let (records, left_out) = Records::from_ledger(&rows).unwrap();
+            let m = measure(&records, &CALM.options()).unwrap();
+            left_out == 0 && m.rebound.contains(CALM.truth()) && m.elasticity.unwrap().contains(CALM.response)
+        });
+        let share = hits.count() as f64 / seeds as f64;
+        assert!(share >= 0.9, "{share}");
+    }
+
+    /// Four requests with all tokens and joules of the day, and standby.
+    fn rows_of_day(r: &UsageRecord) -> Vec<Numbered> {
+        let at_ms = r.day.and_hms_opt(9, 0, 0).unwrap().and_utc().timestamp_millis();
+        let row = |kind, share: f64| Numbered {
+            seq: 1,
+            entry: Entry {
+                at_ms,
+                run: r.day.to_string(),
+                request: Some(0),
+                kind,
+                command: "chat".into(),
+                tenant: None,
+                model: None,
+                work: Work::tokens(if kind == Kind::Phase(Phase::Idle) { 0 } else { (r.tokens / 4.0) as usize }),
+                seconds: 1.0,
+                energy: Some(Energy::new(r.joules * share, Grade::C)),
+                unknown_s: 0.0,
+                own_cpu_s: None,
+                busy_cpu_s: None,
+                boundary: String::new(),
+            },
+        };
+        let mut rows = vec![row(Kind::Phase(Phase::Idle), 0.2)];
+        for _ in 0..4 {
+            rows.extend([row(Kind::Phase(Phase::Answer), 0.2), row(Kind::Request, 0.2)]);
+        }
+        rows
     }
 
     #[test]
