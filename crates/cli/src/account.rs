@@ -27,6 +27,7 @@ use jevons_energy::{
 use jevons_model::{
     Config,
     account::{Component, WeightFormat},
+    inspect::stated_format,
 };
 use serde_json::{Value, json};
 
@@ -379,12 +380,10 @@ impl Budget {
 /// What a model costs by its config, to share out the steps of a batch.
 fn model_costs(config: &Config) -> ModelCosts {
     let account = config.account();
+    let format = stated_format(config).unwrap_or(WeightFormat::Bf16);
     let bytes = |routed: bool| -> u64 {
         let parts = account.parts.iter().filter(|p| !matches!(p.component, Component::Mtp | Component::Embedding));
-        parts
-            .filter(|p| (p.component == Component::RoutedExperts) == routed)
-            .map(|p| p.total.bytes(WeightFormat::Bf16))
-            .sum()
+        parts.filter(|p| (p.component == Component::RoutedExperts) == routed).map(|p| p.total.bytes(format)).sum()
     };
     let (n_routed_experts, num_experts_per_tok) =
         config.moe.as_ref().map_or((0, 0), |moe| (moe.n_routed_experts, moe.num_experts_per_tok));

@@ -208,27 +208,18 @@ impl Summary {
 
 /// The day of a moment in milliseconds since 1970: `2026-11-23`, UTC.
 pub fn day(at_ms: i64) -> String {
-    let (year, month, day) = civil(at_ms.div_euclid(86_400_000));
-    format!("{year:04}-{month:02}-{day:02}")
+    written(at_ms, "%Y-%m-%d")
 }
 
 /// A moment in milliseconds since 1970: `2026-11-23T09:30:19Z`.
 pub fn time(at_ms: i64) -> String {
-    let second = at_ms.div_euclid(1000).rem_euclid(86_400);
-    format!("{}T{:02}:{:02}:{:02}Z", day(at_ms), second / 3600, second / 60 % 60, second % 60)
+    written(at_ms, "%Y-%m-%dT%H:%M:%SZ")
 }
 
-/// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar. Counts from the first of March of year 0, so
-/// that the leap day is the last of its year.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + next, month, day)
+/// As the format says; beyond the calendar the number itself.
+fn written(at_ms: i64, format: &str) -> String {
+    let moment = chrono::DateTime::from_timestamp_millis(at_ms);
+    moment.map_or_else(|| format!("{at_ms} ms"), |moment| moment.format(format).to_string())
 }
 
 #[cfg(test)]
