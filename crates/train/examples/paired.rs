@@ -228,7 +228,12 @@ fn plot(all: &[Done]) -> Result<Option<String>, Box<dyn Error>> {
                 .label(format!("{}, seed {}", done.variant, done.seed))
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         }
-        chart.configure_series_labels().border_style(FAINT).background_style(WHITE).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerLeft)
+            .border_style(FAINT)
+            .background_style(WHITE)
+            .draw()?;
         area.present()?;
     }
     Ok(Some(svg))
