@@ -127,6 +127,8 @@ pub struct Account {
     /// Floating-point operations of a forward pass of one token: two per parameter that it uses, attention left out.
     flop_per_token: Option<f64>,
     costs: Option<ModelCosts>,
+    /// Bytes that a step of training moves.
+    step_bytes: Option<f64>,
 }
 
 impl Account {
@@ -162,7 +164,7 @@ impl Account {
             }
             None => None,
         };
-        let mut account = Self { recorder, budget, flop_per_token: None, costs: None };
+        let mut account = Self { recorder, budget, flop_per_token: None, costs: None, step_bytes: None };
         account.warn();
         account.admit_or_stop()?;
         Ok(account)
@@ -241,14 +243,21 @@ impl Account {
         }
     }
 
-    /// So many parameters are used by a token of the model that is being trained.
-    pub fn trains(&mut self, active_parameters: u64) {
+    /// So many parameters are used by a token of the model that is being trained, and so many bytes moved by a step.
+    pub fn trains(&mut self, active_parameters: u64, step_bytes: f64) {
         self.flop_per_token = Some(2.0 * active_parameters as f64);
+        self.step_bytes = Some(step_bytes);
     }
 
     /// Tokens with the operations of their forward pass.
     pub fn forward(&self, tokens: usize) -> Work {
         Work { flop: self.flop_per_token.map(|f| f * tokens as f64), ..Work::tokens(tokens) }
+    }
+
+    /// The same of steps that follow each other, with the bytes that they read at least.
+    pub fn steps(&self, steps: &[SequenceStep]) -> Work {
+        let bytes = |costs: &ModelCosts| steps.iter().flat_map(|s| costs.sequence_bytes(&[*s])).sum();
+        Work { bytes: self.costs.as_ref().map(bytes), ..self.forward(steps.iter().map(|s| s.tokens).sum()) }
     }
 
     /// The time since the last phase was spent on this one.
@@ -262,9 +271,9 @@ impl Account {
         self.recorder.phase_of_request(phase, work);
     }
 
-    /// So many tokens of a prompt were computed, and so many found in the cache, in the present request.
-    pub fn prefilled(&mut self, computed: usize, cached: usize) {
-        let work = Work { cached_tokens: cached as u64, ..self.forward(computed) };
+    /// A prompt was computed in these steps after so many tokens that were found in the cache, in the present request.
+    pub fn prefilled(&mut self, steps: &[SequenceStep], cached: usize) {
+        let work = Work { cached_tokens: cached as u64, ..self.steps(steps) };
         self.recorder.amend(Phase::Prefill, work);
     }
 
@@ -285,21 +294,26 @@ impl Account {
         self.recorder.step_of_batch();
     }
 
-    /// What each sequence of a step costs, relative to the others.
-    pub fn step_weights(&self, step: &[SequenceStep]) -> Vec<f64> {
+    /// What each sequence of a step costs, relative to the others, and does.
+    pub fn shares(&self, step: &[SequenceStep]) -> Vec<Share> {
+        let tokens = step.iter().map(|s| s.tokens);
         match &self.costs {
-            Some(costs) => costs.sequence_weights(step),
-            None => step.iter().map(|s| s.tokens as f64).collect(),
+            Some(costs) => {
+                let both = costs.sequence_weights(step).into_iter().zip(costs.sequence_bytes(step));
+                let share = |(tokens, (weight, bytes))| Share { weight, tokens, bytes: Some(bytes) };
+                tokens.zip(both).map(share).collect()
+            }
+            None => tokens.map(|tokens| Share { weight: tokens as f64, tokens, bytes: None }).collect(),
         }
     }
 
-    /// Shares the last step out: weight and tokens, by request and phase.
-    pub fn share_step(&mut self, users: BTreeMap<(usize, Phase), (f64, usize)>) {
-        let user = |((request, phase), (weight, tokens))| StepUser {
+    /// Shares the last step out, by request and phase.
+    pub fn share_step(&mut self, users: BTreeMap<(usize, Phase), Share>) {
+        let user = |((request, phase), share): (_, Share)| StepUser {
             request: request as u64,
             phase,
-            weight,
-            work: self.forward(tokens),
+            weight: share.weight,
+            work: Work { bytes: share.bytes, ..self.forward(share.tokens) },
         };
         let users: Vec<_> = users.into_iter().map(user).collect();
         self.recorder.share_step(&users);
@@ -314,7 +328,7 @@ impl Account {
     /// A step of training: forward and twice as much backward.
     pub fn step(&mut self, tokens: u64) {
         let flop = self.flop_per_token.map(|f| 3.0 * f * tokens as f64);
-        self.recorder.piece(Phase::Train, Work { tokens, flop, ..Work::default() });
+        self.recorder.piece(Phase::Train, Work { tokens, flop, bytes: self.step_bytes, ..Work::default() });
     }
 
     /// What was done since the last step was saving the model that is being trained; what was held back is written.
@@ -339,6 +353,24 @@ impl Account {
         if let Some(trouble) = self.recorder.trouble() {
             eprintln!("warning: {trouble}; going on without it");
         }
+    }
+}
+
+/// A sequence's part of steps that are computed together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    /// Of the joules, relative to others.
+    pub weight: f64,
+    pub tokens: usize,
+    /// Read, if known.
+    pub bytes: Option<f64>,
+}
+
+impl Share {
+    pub fn add(&mut self, other: Self) {
+        self.weight += other.weight;
+        self.tokens += other.tokens;
+        self.bytes = other.bytes.map(|bytes| bytes + self.bytes.unwrap_or(0.0));
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use jevons_energy::{allocate::SequenceStep, ledger::Phase};
 use jevons_infer::Event;
 
-use crate::account::Account;
+use crate::account::{Account, Share};
 
 /// From one reading of the meter to the next, at least.
 const EVERY: Duration = Duration::from_millis(20);
@@ -26,8 +26,8 @@ pub struct Steps {
     users: Vec<(usize, Phase, SequenceStep)>,
     /// The last to tell, and whether it was of a chosen token.
     last: Option<(usize, bool)>,
-    /// Weight and tokens, by sequence and phase, of steps that are not booked yet.
-    open: BTreeMap<(usize, Phase), (f64, usize)>,
+    /// By sequence and phase, what steps that are not booked yet have done.
+    open: BTreeMap<(usize, Phase), Share>,
     /// Whether the meter was read at the end of the present step, the last of those in `open`.
     read: bool,
     read_at: Instant,
@@ -75,10 +75,8 @@ impl Steps {
     /// Everyone has told of the present step.
     fn close_step(&mut self, account: &mut Account) {
         let steps: Vec<_> = self.users.iter().map(|(.., step)| *step).collect();
-        for ((index, phase, step), weight) in self.users.drain(..).zip(account.step_weights(&steps)) {
-            let (sum, tokens) = self.open.entry((index, phase)).or_default();
-            *sum += weight;
-            *tokens += step.tokens;
+        for ((index, phase, _), share) in self.users.drain(..).zip(account.shares(&steps)) {
+            self.open.entry((index, phase)).or_default().add(share);
         }
         if std::mem::take(&mut self.read) {
             account.share_step(std::mem::take(&mut self.open));

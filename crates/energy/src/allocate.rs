@@ -180,16 +180,22 @@ impl ModelCosts {
     /// on average under even routing: by symmetry its part of the expected bytes, [`expected_experts`] of all. Its cache (read once per step
     /// and sequence) and its operations ([`FLOP_PER_BYTE`]) are the sequence's own.
     pub fn sequence_weights(&self, step: &[SequenceStep]) -> Vec<f64> {
+        let own_per_token = self.flop_per_token / FLOP_PER_BYTE;
+        let bytes = self.sequence_bytes(step);
+        step.iter().zip(bytes).map(|(s, bytes)| bytes + s.tokens as f64 * own_per_token).collect()
+    }
+
+    /// The part of the bytes read in a step that is each sequence's: of weights by its tokens, of caches its own. Together they are all
+    /// that a step reads at least.
+    pub fn sequence_bytes(&self, step: &[SequenceStep]) -> Vec<f64> {
         let tokens: usize = step.iter().map(|s| s.tokens).sum();
         let read = expected_experts(self.n_routed_experts, self.num_experts_per_tok, tokens);
         let routed =
             if self.n_routed_experts > 0 { self.routed_bytes * read / self.n_routed_experts as f64 } else { 0.0 };
         let shared_per_token = (self.dense_bytes + routed) / tokens.max(1) as f64;
-        let own_per_token = self.flop_per_token / FLOP_PER_BYTE;
-        let weight = |s: &SequenceStep| {
-            s.tokens as f64 * (shared_per_token + own_per_token) + s.context as f64 * self.cache_bytes_per_token
-        };
-        step.iter().map(weight).collect()
+        let bytes =
+            |s: &SequenceStep| s.tokens as f64 * shared_per_token + s.context as f64 * self.cache_bytes_per_token;
+        step.iter().map(bytes).collect()
     }
 }
 

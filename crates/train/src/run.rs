@@ -118,6 +118,8 @@ pub enum Event<'a> {
         parameters: u64,
         /// Of which a token uses.
         active: u64,
+        /// Bytes that a step moves at least: weights, gradients, masters and moments.
+        step_bytes: f64,
         /// Of which are trained.
         trained: u64,
     },
@@ -224,6 +226,7 @@ pub fn run(
         steps: recipe.schedule.steps,
         parameters: trainer.model.config().total_parameters(),
         active: trainer.model.config().active_parameters(),
+        step_bytes: trainer.model.config().account().step_bytes(trainer.model.weight_format()),
         trained: elements as u64,
     });
 

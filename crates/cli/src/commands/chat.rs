@@ -15,7 +15,10 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
-use jevons_energy::ledger::{Phase, Work};
+use jevons_energy::{
+    allocate::SequenceStep,
+    ledger::{Phase, Work},
+};
 use jevons_infer::{Chat, ChatError, ChatEvent, FinishReason, GenerateOptions, Generation, Sampler};
 use owo_colors::OwoColorize;
 use reedline::Signal;
@@ -143,40 +146,57 @@ struct Totals {
 struct Booked<'a> {
     account: &'a mut Account,
     phase: Phase,
-    /// Drawn since the phase began.
-    tokens: usize,
+    /// Tokens in the cache after each piece of the prompt.
+    prompt: Vec<usize>,
+    /// Since the phase began, one for each token that was drawn.
+    drawn: Vec<SequenceStep>,
+    context: usize,
 }
 
 impl<'a> Booked<'a> {
     /// The time since the last reply was idle.
     fn start(account: &'a mut Account) -> Self {
         account.phase(Phase::Idle, Work::default());
-        Self { account, phase: Phase::Prefill, tokens: 0 }
+        Self { account, phase: Phase::Prefill, prompt: vec![], drawn: vec![], context: 0 }
     }
 
     fn see(&mut self, event: &ChatEvent<'_>) {
         match event {
-            ChatEvent::Token if self.phase == Phase::Prefill => {
-                self.turn_to(Phase::Answer);
-                self.tokens = 1;
+            ChatEvent::Token => {
+                if self.phase == Phase::Prefill {
+                    self.turn_to(Phase::Answer);
+                }
+                self.context += 1;
+                self.drawn.push(SequenceStep { tokens: 1, context: self.context });
             }
-            ChatEvent::Token => self.tokens += 1,
+            ChatEvent::Prefill { done, .. } => {
+                self.context = *done;
+                self.prompt.push(*done);
+            }
             // What was drawn before the first text is its beginning.
             ChatEvent::Thinking(_) => self.phase = Phase::Thinking,
             ChatEvent::Answer(_) if self.phase == Phase::Thinking => self.turn_to(Phase::Answer),
-            ChatEvent::Answer(_) | ChatEvent::Forgot(_) | ChatEvent::Prefill { .. } => {}
+            ChatEvent::Answer(_) | ChatEvent::Forgot(_) => {}
         }
     }
 
     fn turn_to(&mut self, phase: Phase) {
-        self.account.phase_of_request(self.phase, self.account.forward(self.tokens));
-        (self.phase, self.tokens) = (phase, 0);
+        self.account.phase_of_request(self.phase, self.account.steps(&self.drawn));
+        self.phase = phase;
+        self.drawn.clear();
     }
 
     fn end(self, generation: Option<&Generation>) -> Option<Spent> {
-        self.account.phase_of_request(self.phase, self.account.forward(self.tokens));
+        self.account.phase_of_request(self.phase, self.account.steps(&self.drawn));
         if let Some(g) = generation {
-            self.account.prefilled(g.prompt_tokens - g.cached_tokens, g.cached_tokens);
+            let mut before = g.cached_tokens;
+            let pieces = self.prompt.iter().map(|done| {
+                let tokens = done.saturating_sub(before);
+                before = *done;
+                SequenceStep { tokens, context: *done }
+            });
+            let pieces: Vec<_> = pieces.filter(|step| step.tokens > 0).collect();
+            self.account.prefilled(&pieces, g.cached_tokens);
         }
         self.account.end_request()
     }

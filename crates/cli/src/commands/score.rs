@@ -1,7 +1,7 @@
 use std::{io::Write, ops::ControlFlow, path::PathBuf};
 
 use anyhow::{Context, bail};
-use jevons_energy::ledger::Phase;
+use jevons_energy::{allocate::SequenceStep, ledger::Phase};
 use jevons_infer::Score;
 use serde_json::json;
 
@@ -62,7 +62,8 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         bail!("stopped by the budget: {why}");
     }
     let score = score?;
-    account.phase_of_request(Phase::Eval, account.forward(sequences.iter().map(Vec::len).sum()));
+    let passes: Vec<_> = sequences.iter().map(|ids| SequenceStep { tokens: ids.len(), context: ids.len() }).collect();
+    account.phase_of_request(Phase::Eval, account.steps(&passes));
     let energy = account.end_request();
     let bits_per_byte = bytes.map(|bytes| score.nats() / std::f64::consts::LN_2 / bytes as f64);
     if args.json {

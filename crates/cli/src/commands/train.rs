@@ -108,8 +108,8 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
 /// What the run has told so far goes to its account.
 fn book(event: &Event<'_>, account: &mut Account, tokens: &mut Option<u64>) {
     match event {
-        Event::Start { active, .. } => {
-            account.trains(*active);
+        Event::Start { active, step_bytes, .. } => {
+            account.trains(*active, *step_bytes);
             account.phase(Phase::Load, Work::default());
         }
         Event::Step(step) => {
@@ -245,7 +245,7 @@ impl View {
                 );
                 eprint!("{}", memory_table(&estimate.table(None, None)));
             }
-            Event::Start { step, steps, parameters, active, trained } => {
+            Event::Start { step, steps, parameters, active, trained, .. } => {
                 if let Some(bar) = self.tokens.take() {
                     bar.finish_and_clear();
                 }

@@ -52,6 +52,13 @@ fn what_commands_spend_is_in_the_ledger_by_phase_and_adds_up() {
     let by_run: f64 = runs.iter().map(|r| r["energy"]["joules"].as_f64().unwrap()).sum();
     assert!((by_run - sum).abs() <= 1e-9 * sum);
 
+    let all = metered(path, &["meter", "export", "--format", "json"], "").json();
+    for row in all["rows"].as_array().unwrap() {
+        let computes = ["prefill", "answer", "eval"].contains(&row["kind"].as_str().unwrap());
+        let computes = computes && row["tokens"].as_u64().unwrap() > 0;
+        assert!(!computes || row["bytes"].as_f64().is_some_and(|b| b > 0.0), "{row}");
+    }
+
     // Of three sequences that were computed together each has its own prompt and answer.
     let run = runs[2]["run"].as_str().unwrap();
     let rows = metered(path, &["meter", "export", "--format", "json", "--run", run], "").json();
