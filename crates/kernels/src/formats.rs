@@ -8,10 +8,14 @@
 /// Largest number of E4M3.
 pub const E4M3_MAX: f32 = 448.0;
 
-/// Largest magnitude that a block is taken to have at least, so that a block of zeros has a scale above 0.
+/// Largest magnitude that a block of weights or activations is taken to have at least, so that a block of zeros has a scale above 0.
 ///
 /// As in the kernels published with DeepSeek-V3.
 pub const BLOCK_MAX_FLOOR: f32 = 1e-4;
+
+/// The same of gradients. Those of a loss that is a mean over a batch are 1e-6 and below, so [`BLOCK_MAX_FLOOR`] would round most of them
+/// away. Here numbers under the smallest scale, 2⁻¹⁰⁸, are still normal numbers of bf16.
+pub const GRADIENT_MAX_FLOOR: f32 = 1e-30;
 
 const TABLE: [f32; 256] = {
     let mut table = [0.0; 256];
@@ -133,13 +137,13 @@ pub enum ScaleFormat {
 /// `max` below [`BLOCK_MAX_FLOOR`] counts as that.
 #[inline(always)]
 pub fn block_scale(max: f32, format: ScaleFormat) -> f32 {
-    block_scale_to(max, E4M3_MAX, format)
+    block_scale_to(max, E4M3_MAX, BLOCK_MAX_FLOOR, format)
 }
 
-/// [`block_scale`] for numbers up to `top` instead of 448.
+/// [`block_scale`] for numbers up to `top` instead of 448, where `max` below `floor` counts as that.
 #[inline(always)]
-pub fn block_scale_to(max: f32, top: f32, format: ScaleFormat) -> f32 {
-    let scale = max.max(BLOCK_MAX_FLOOR) / top;
+pub fn block_scale_to(max: f32, top: f32, floor: f32, format: ScaleFormat) -> f32 {
+    let scale = max.max(floor) / top;
     match format {
         ScaleFormat::F32 => scale,
         // The scale is a normal number: any mantissa carries into the exponent.

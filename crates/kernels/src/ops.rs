@@ -227,9 +227,10 @@ impl Ops {
     // ---- FP8 ------------------------------------------------------------------------------------------------------
 
     /// The numbers of `x` in E4M3 under scales of its tiles, as bf16: the operand of a product in FP8. Tiles along or across tokens
-    /// begin anew at each of `offsets`, which cut all rows.
-    pub fn fp8_numbers(&self, x: &Tensor, tiles: Tiles, offsets: &[usize], scale: ScaleFormat) -> Tensor {
-        quantize::numbers(self.isa, x, tiles, offsets, scale)
+    /// begin anew at each of `offsets`, which cut all rows. `floor`: [`BLOCK_MAX_FLOOR`](crate::formats::BLOCK_MAX_FLOOR) or, of gradients,
+    /// [`GRADIENT_MAX_FLOOR`](crate::formats::GRADIENT_MAX_FLOOR).
+    pub fn fp8_numbers(&self, x: &Tensor, tiles: Tiles, offsets: &[usize], floor: f32, scale: ScaleFormat) -> Tensor {
+        quantize::numbers(self.isa, x, tiles, offsets, floor, scale)
     }
 
     /// `x` in one byte per element, to be kept; see [`Quantized`].

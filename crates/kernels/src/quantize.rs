@@ -9,7 +9,9 @@
 use half::bf16;
 
 use crate::{
-    formats::{E4M3_MAX, E5M6_MAX, ScaleFormat, block_scale, block_scale_to, from_e5m6, to_e4m3, to_e5m6},
+    formats::{
+        BLOCK_MAX_FLOOR, E4M3_MAX, E5M6_MAX, ScaleFormat, block_scale, block_scale_to, from_e5m6, to_e4m3, to_e5m6,
+    },
     isa::{Isa, multi_isa},
     math::to_bf16,
     rows,
@@ -108,11 +110,11 @@ impl Quantized {
 }
 
 /// The numbers that `x`, f32 or bf16, has in E4M3 under scales of its tiles, as bf16. Tiles along or across tokens begin anew at each of
-/// `offsets`, which cut all rows.
+/// `offsets`, which cut all rows; a tile's largest magnitude counts as `floor` at least.
 ///
 /// # Panics
 /// Unless the offsets ascend from 0 to the number of rows.
-pub fn numbers(isa: Isa, x: &Tensor, tiles: Tiles, offsets: &[usize], format: ScaleFormat) -> Tensor {
+pub fn numbers(isa: Isa, x: &Tensor, tiles: Tiles, offsets: &[usize], floor: f32, format: ScaleFormat) -> Tensor {
     assert!(offsets.is_sorted() && offsets.first() == Some(&0) && offsets.last() == Some(&x.rows));
     let cols = x.cols;
     if tiles == Tiles::Rows {
@@ -121,7 +123,7 @@ pub fn numbers(isa: Isa, x: &Tensor, tiles: Tiles, offsets: &[usize], format: Sc
             Tensor::make::<bf16>(x.len() / cols.max(1), cols, |first, y| {
                 let x = &x[first * cols..][..y.len()];
                 for (x, y) in x.chunks(cols).zip(y.chunks_mut(cols)) {
-                    round_row(isa, bytemuck::cast_slice(x), X::DTYPE, format, y);
+                    round_row(isa, bytemuck::cast_slice(x), X::DTYPE, floor, format, y);
                 }
             })
         });
@@ -145,7 +147,7 @@ pub fn numbers(isa: Isa, x: &Tensor, tiles: Tiles, offsets: &[usize], format: Sc
         let x = X::slice(x);
         parts.into_par_iter().for_each(|(piece, y)| {
             let x = &x[piece.start * cols..piece.end * cols];
-            round_piece(isa, bytemuck::cast_slice(x), X::DTYPE, cols, tiles == Tiles::Blocks, format, y);
+            round_piece(isa, bytemuck::cast_slice(x), X::DTYPE, cols, tiles == Tiles::Blocks, floor, format, y);
         });
     });
     y
@@ -210,7 +212,7 @@ multi_isa! {
         with_element!(dtype, X => {
             let x: &[X] = bytemuck::cast_slice(x);
             for ((x, codes), scale) in x.chunks(TILE).zip(codes.chunks_mut(TILE / 2 * 3)).zip(scales) {
-                *scale = block_scale_to(f32::from_bits(largest(x, 0)), E5M6_MAX, ScaleFormat::Ue8m0);
+                *scale = block_scale_to(f32::from_bits(largest(x, 0)), E5M6_MAX, BLOCK_MAX_FLOOR, ScaleFormat::Ue8m0);
                 let code = |x: &X| to_e5m6(x.widen() / *scale);
                 for (x, codes) in x.chunks(2).zip(codes.chunks_mut(3)) {
                     let a = code(&x[0]);
@@ -242,11 +244,11 @@ multi_isa! {
 }
 
 multi_isa! {
-    fn round_row(x: &[u8], dtype: Dtype, format: ScaleFormat, y: &mut [bf16]) {
+    fn round_row(x: &[u8], dtype: Dtype, floor: f32, format: ScaleFormat, y: &mut [bf16]) {
         with_element!(dtype, X => {
             let x: &[X] = bytemuck::cast_slice(x);
             for (x, y) in x.chunks(TILE).zip(y.chunks_mut(TILE)) {
-                let scale = block_scale(f32::from_bits(largest(x, 0)), format);
+                let scale = block_scale_to(f32::from_bits(largest(x, 0)), E4M3_MAX, floor, format);
                 x.iter().zip(y).for_each(|(x, y)| *y = to_bf16(nearest(x.widen() / scale) * scale));
             }
         });
@@ -255,7 +257,7 @@ multi_isa! {
 
 multi_isa! {
     /// Rows that share their scales, column by column or 128 columns by 128 columns.
-    fn round_piece(x: &[u8], dtype: Dtype, cols: usize, blocks: bool, format: ScaleFormat, y: &mut [bf16]) {
+    fn round_piece(x: &[u8], dtype: Dtype, cols: usize, blocks: bool, floor: f32, format: ScaleFormat, y: &mut [bf16]) {
         with_element!(dtype, X => {
             let x: &[X] = bytemuck::cast_slice(x);
             let mut maxima = vec![0; cols];
@@ -266,7 +268,7 @@ multi_isa! {
             for (max, scales) in maxima.chunks(TILE).zip(scales.chunks_mut(TILE)) {
                 let all = max.iter().copied().fold(0, u32::max);
                 for (scale, max) in scales.iter_mut().zip(max) {
-                    *scale = block_scale(f32::from_bits(if blocks { all } else { *max }), format);
+                    *scale = block_scale_to(f32::from_bits(if blocks { all } else { *max }), E4M3_MAX, floor, format);
                 }
             }
             for (x, y) in x.chunks(cols).zip(y.chunks_mut(cols)) {

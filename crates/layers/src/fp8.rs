@@ -9,7 +9,10 @@
 
 use std::borrow::Cow;
 
-use jevons_kernels::{Ops, Quantized, ScaleFormat, Tensor, Tiles};
+use jevons_kernels::{
+    Ops, Quantized, ScaleFormat, Tensor, Tiles,
+    formats::{BLOCK_MAX_FLOOR, GRADIENT_MAX_FLOOR},
+};
 
 use crate::{ParamId, Weights};
 
@@ -51,7 +54,7 @@ impl<'a> Input<'a> {
     /// `x` for these linears.
     pub fn new(ops: &Ops, w: &Weights, linears: &[ParamId], x: &'a Tensor) -> Self {
         let fp8 = w.fp8().filter(|_| linears.iter().any(|id| w.is_fp8(*id)));
-        let fp8 = fp8.map(|fp8| ops.fp8_numbers(x, Tiles::Rows, &[0, x.rows], fp8.scale));
+        let fp8 = fp8.map(|fp8| ops.fp8_numbers(x, Tiles::Rows, &[0, x.rows], BLOCK_MAX_FLOOR, fp8.scale));
         Self { plain: x, fp8 }
     }
 
@@ -75,7 +78,7 @@ pub(crate) fn gradient<'a>(
     match w.fp8() {
         Some(fp8) if w.is_fp8(linear) => {
             let tiles = if fp8.gradient_blocks { Tiles::Blocks } else { Tiles::Rows };
-            Cow::Owned(ops.fp8_numbers(dy, tiles, offsets, fp8.scale))
+            Cow::Owned(ops.fp8_numbers(dy, tiles, offsets, GRADIENT_MAX_FLOOR, fp8.scale))
         }
         _ => Cow::Borrowed(dy),
     }
@@ -89,17 +92,18 @@ pub(crate) fn taken(ops: &Ops, w: &Weights, linear: ParamId, dy: Tensor, offsets
     }
 }
 
-/// An operand of `dW` from that of another product. `offsets`: groups of tokens.
+/// An operand of `dW` from that of another product. `offsets`: groups of tokens; `floor`: of its tiles' largest magnitudes.
 pub(crate) fn retiled<'a>(
     ops: &Ops,
     w: &Weights,
     linear: ParamId,
     x: &'a Tensor,
     offsets: &[usize],
+    floor: f32,
 ) -> Cow<'a, Tensor> {
     match w.fp8() {
         Some(fp8) if fp8.wgrad == Wgrad::Retile && w.is_fp8(linear) => {
-            Cow::Owned(ops.fp8_numbers(x, Tiles::Columns, offsets, fp8.scale))
+            Cow::Owned(ops.fp8_numbers(x, Tiles::Columns, offsets, floor, fp8.scale))
         }
         _ => Cow::Borrowed(x),
     }

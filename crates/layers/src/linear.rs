@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use jevons_kernels::{Dtype, Ops, Tensor};
+use jevons_kernels::{
+    Dtype, Ops, Tensor,
+    formats::{BLOCK_MAX_FLOOR, GRADIENT_MAX_FLOOR},
+};
 
 use crate::{
     Grads, ParamId, Weights,
@@ -68,8 +71,8 @@ impl Linear {
         let all = [0, dy.rows];
         let dy = gradient(ops, w, self.weight, dy, &all);
         if let Some(dw) = grads.get_mut(self.weight) {
-            let x = retiled(ops, w, self.weight, x.of(w, self.weight), &all);
-            ops.matmul_weight_grad(&retiled(ops, w, self.weight, &dy, &all), &x, dw);
+            let x = retiled(ops, w, self.weight, x.of(w, self.weight), &all, BLOCK_MAX_FLOOR);
+            ops.matmul_weight_grad(&retiled(ops, w, self.weight, &dy, &all, GRADIENT_MAX_FLOOR), &x, dw);
         }
         dy
     }

@@ -5,7 +5,10 @@
 
 use std::borrow::Cow;
 
-use jevons_kernels::{Dtype, Matrix, Ops, Routing, Tensor};
+use jevons_kernels::{
+    Dtype, Matrix, Ops, Routing, Tensor,
+    formats::{BLOCK_MAX_FLOOR, GRADIENT_MAX_FLOOR},
+};
 
 use crate::{
     Gate, Grads, ParamId, SwiGlu, Weights,
@@ -96,7 +99,10 @@ impl Moe {
         {
             let dys = taken(ops, w, first, dys, offsets);
             let down = Input::new(ops, w, &[first], &a);
-            let (dys, a) = (retiled(ops, w, first, &dys, offsets), retiled(ops, w, first, down.of(w, first), offsets));
+            let (dys, a) = (
+                retiled(ops, w, first, &dys, offsets, GRADIENT_MAX_FLOOR),
+                retiled(ops, w, first, down.of(w, first), offsets, BLOCK_MAX_FLOOR),
+            );
             grads.with_many(&self.downs, |d| ops.grouped_matmul_weight_grad(&dys, &a, offsets, d));
         }
         drop(a);
@@ -107,9 +113,9 @@ impl Moe {
         {
             let input = Input::new(ops, w, &self.gates[..1], x);
             let sorted = ops.gather(input.of(w, self.gates[0]), &r.tokens);
-            let sorted = retiled(ops, w, self.gates[0], &sorted, offsets);
+            let sorted = retiled(ops, w, self.gates[0], &sorted, offsets, BLOCK_MAX_FLOOR);
             for (ids, d) in [(&self.gates, &dg), (&self.ups, &du)] {
-                let d = retiled(ops, w, ids[0], d, offsets);
+                let d = retiled(ops, w, ids[0], d, offsets, GRADIENT_MAX_FLOOR);
                 grads.with_many(ids, |dw| ops.grouped_matmul_weight_grad(&d, &sorted, offsets, dw));
             }
         }

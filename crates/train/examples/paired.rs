@@ -94,10 +94,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&args.folder)?;
     let folder = args.folder.canonicalize()?;
     let mut all = vec![];
-    for seed in 1..=args.seeds {
-        for variant in VARIANTS {
-            if variant.every_seed || seed == 1 {
-                all.push(train(&args, &folder, &variant, seed)?);
+    // The pairs first, so that a run that is stopped early has its interval.
+    for of_every_seed in [true, false] {
+        for seed in 1..=if of_every_seed { args.seeds } else { 1 } {
+            for variant in VARIANTS.iter().filter(|v| v.every_seed == of_every_seed) {
+                all.push(train(&args, &folder, variant, seed)?);
                 report(&folder, &all)?;
             }
         }
