@@ -1,7 +1,7 @@
 //! What an accumulator of few bits loses: DeepSeek-V3's FP8 product over an emulated tensor core. For study; nothing here is fast.
 //!
 //! `C[m, n] = Σ_g sa[m, g] · sb[n, g] · Σ_{k in g} a[m, k] · b[n, k]` of E4M3 numbers `a`, `b` under scales `sa`, `sb`. An [`Accumulator`] makes the
-//! inner sum; every so many elements of K it is **promoted**: copied out as f32, multiplied by both scales and added in f32.
+//! inner sum; every `promote` elements of K it is **promoted**: copied out as f32, multiplied by both scales and added in f32.
 //!
 //! The tensor core is a model of ours, [`Accumulator::TensorCore`]: each instruction adds 32 products to the accumulator. Products are
 //! exact; all 33 numbers are shifted right to the exponent of the largest, the places below the highest `bits` are cut off, what is left is added
@@ -17,14 +17,19 @@
 
 use rayon::prelude::*;
 
-use crate::formats::{ScaleFormat, block_scale, from_e4m3, to_e4m3};
+use crate::{
+    formats::{ScaleFormat, block_scale, from_e4m3, to_e4m3},
+    math::sum16,
+};
 
 /// Elements of K that an instruction adds.
 pub const INSTRUCTION: usize = 32;
-/// Longest sum: its value stays within 64 bits.
-pub const MAX_K: usize = 1 << 24;
-/// Steps of the smallest subnormal, 2⁻⁹: every E4M3 number is a whole number of them, of 18 bits at most.
-const UNITS: f32 = 512.0;
+/// Longest sum. It is exact in f64, and stays within f32 even if [`MIN_BITS`] are always cut down, away from zero.
+pub const MAX_K: usize = 1 << 15;
+/// Fewest bits of an emulated accumulator.
+pub const MIN_BITS: u32 = 10;
+/// Most bits of an emulated accumulator, one less than f32 has.
+pub const MAX_BITS: u32 = 23;
 
 /// Which way the places are cut that an accumulator does not keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +43,13 @@ pub enum Cut {
 /// What makes the inner sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulator {
-    /// Integers without loss; the outer sum is in f64.
+    /// Without loss; the outer sum is in f64.
     Exact,
-    /// f32, `k` ascending, rounded to nearest.
+    /// f32, rounded to nearest; element `i` goes into lane `i mod 16`, as in other sums of this crate.
     F32,
     /// A tensor core that keeps `bits`, the leading one among them.
     TensorCore {
-        /// At least 1; DeepSeek-V3 finds 14.
+        /// [`MIN_BITS`] to [`MAX_BITS`]; DeepSeek-V3 finds 14.
         bits: u32,
         /// Of the others.
         cut: Cut,
@@ -95,28 +100,33 @@ impl Operand {
         self.scales[row / self.tile[0] * self.k.div_ceil(self.tile[1]) + column / self.tile[1]]
     }
 
-    fn units(&self) -> Vec<i32> {
-        self.codes.iter().map(|code| (from_e4m3(*code) * UNITS) as i32).collect()
+    /// What one instruction takes, row by row, the last of a row filled up with zeros.
+    fn pieces(&self) -> Vec<[f32; INSTRUCTION]> {
+        let piece = |codes: &[u8]| std::array::from_fn(|i| codes.get(i).map_or(0.0, |code| from_e4m3(*code)));
+        self.codes.chunks(self.k).flat_map(|row| row.chunks(INSTRUCTION).map(piece)).collect()
     }
 }
 
 /// `C = A·Bᵀ`, `[M, N]`, of `a`, `[M, K]`, and `b`, `[N, K]`, promoted after every `promote` elements of K; `None`: only at the end.
 ///
 /// # Panics
-/// If a sum would reach over two scales before it is promoted, or the rows have different lengths.
+/// If a sum would reach over two scales before it is promoted, `promote` is no multiple of [`INSTRUCTION`], rows have different lengths, or
+/// bits are not as said.
 pub fn product(a: &Operand, b: &Operand, accumulator: Accumulator, promote: Option<usize>) -> Vec<f64> {
-    let (k, n, piece) = (a.k, b.rows(), promote.unwrap_or(a.k));
-    assert_eq!(k, b.k);
+    let (k, n, group) = (a.k, b.rows(), promote.unwrap_or(a.k.next_multiple_of(INSTRUCTION)));
+    assert!(k == b.k && group > 0 && group.is_multiple_of(INSTRUCTION));
+    assert!(!matches!(accumulator, Accumulator::TensorCore { bits, .. } if !(MIN_BITS..=MAX_BITS).contains(&bits)));
     for x in [a, b] {
-        assert!(x.tile[1] >= k || x.tile[1].is_multiple_of(piece), "a sum of {piece} meets two scales");
+        assert!(x.tile[1] >= k || x.tile[1].is_multiple_of(group), "a sum of {group} meets two scales");
     }
-    let (ua, ub) = (a.units(), b.units());
+    let (pa, pb, wide) = (a.pieces(), b.pieces(), k.div_ceil(INSTRUCTION));
     let mut c = vec![0.0; a.rows() * n];
-    c.par_chunks_mut(n).zip(ua.par_chunks(k)).enumerate().for_each(|(m, (c, ua))| {
-        for (n, (c, ub)) in c.iter_mut().zip(ub.chunks(k)).enumerate() {
-            let parts = ua.chunks(piece).zip(ub.chunks(piece)).enumerate().map(|(g, (ua, ub))| {
-                let scale = f64::from(a.scale(m, g * piece)) * f64::from(b.scale(n, g * piece));
-                (scale, accumulator.sum(ua, ub))
+    c.par_chunks_mut(n).zip(pa.par_chunks(wide)).enumerate().for_each(|(m, (c, pa))| {
+        for (n, (c, pb)) in c.iter_mut().zip(pb.chunks(wide)).enumerate() {
+            let groups = pa.chunks(group / INSTRUCTION).zip(pb.chunks(group / INSTRUCTION));
+            let parts = groups.enumerate().map(|(g, (pa, pb))| {
+                let scale = f64::from(a.scale(m, g * group)) * f64::from(b.scale(n, g * group));
+                (scale, accumulator.sum(pa, pb))
             });
             *c = match accumulator {
                 Accumulator::Exact => parts.map(|(scale, sum)| scale * sum).sum(),
@@ -128,50 +138,72 @@ pub fn product(a: &Operand, b: &Operand, accumulator: Accumulator, promote: Opti
 }
 
 impl Accumulator {
-    /// The inner sum of products of numbers that are given in steps of 2⁻⁹.
-    fn sum(self, a: &[i32], b: &[i32]) -> f64 {
-        let exact =
-            |a: &[i32], b: &[i32]| a.iter().zip(b).map(|(a, b)| i64::from(*a) * i64::from(*b)).sum::<i64>() as f64;
-        let steps = match self {
-            Self::Exact => exact(a, b),
-            // A product has 8 significant bits, so that only the addition rounds.
-            Self::F32 => a.iter().zip(b).fold(0.0, |sum: f32, (a, b)| sum + *a as f32 * *b as f32).into(),
-            Self::TensorCore { bits, cut } => {
-                let steps = a.chunks(INSTRUCTION).zip(b.chunks(INSTRUCTION));
-                steps.fold(0, |acc, (a, b)| instruction(acc, a, b, bits, cut)) as f64
+    /// The inner sum of products of E4M3 numbers.
+    fn sum(self, a: &[[f32; INSTRUCTION]], b: &[[f32; INSTRUCTION]]) -> f64 {
+        match self {
+            Self::Exact => exact(a.as_flattened(), b.as_flattened()),
+            // A product has 8 significant bits, so that only additions round.
+            Self::F32 => {
+                let (a, b) = (a.as_flattened(), b.as_flattened());
+                sum16(a.len(), |i| a[i] * b[i]).into()
             }
-        };
-        steps / f64::from(UNITS * UNITS)
+            Self::TensorCore { bits, cut } => {
+                a.iter().zip(b).fold(0.0, |acc, (a, b)| instruction(acc, a, b, bits, cut)).into()
+            }
+        }
     }
 }
 
-/// The accumulator after one more instruction; everything in steps of 2⁻¹⁸.
-fn instruction(acc: i64, a: &[i32], b: &[i32], bits: u32, cut: Cut) -> i64 {
-    let mut products = [0; INSTRUCTION];
-    // The highest bit of all magnitudes together is that of the largest.
-    let mut magnitudes = acc.unsigned_abs();
-    for ((p, a), b) in products.iter_mut().zip(a).zip(b) {
-        *p = i64::from(*a) * i64::from(*b);
-        magnitudes |= p.unsigned_abs();
+/// Products are whole multiples of 2⁻¹⁸ below 2¹⁸, so that f64 adds [`MAX_K`] of them without loss, in any order.
+fn exact(a: &[f32], b: &[f32]) -> f64 {
+    let mut lanes = [0.0; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += f64::from(a * b);
+        }
     }
-    let low = places_below(magnitudes, bits);
-    let sum = cut.off(acc, low) + products.iter().map(|p| cut.off(*p, low)).sum::<i64>();
-    cut.off(sum, places_below(sum.unsigned_abs(), bits))
+    lanes.iter().sum()
 }
 
-/// A mask of the places below the highest `bits` of a number.
-fn places_below(magnitude: u64, bits: u32) -> i64 {
-    let used = u64::BITS - magnitude.leading_zeros();
-    (1 << used.saturating_sub(bits)) - 1
+/// The accumulator after one more instruction. Numbers of up to 24 bits are exact in f32, as are products, of 8.
+fn instruction(acc: f32, a: &[f32; INSTRUCTION], b: &[f32; INSTRUCTION], bits: u32, cut: Cut) -> f32 {
+    let products: [f32; INSTRUCTION] = std::array::from_fn(|i| a[i] * b[i]);
+    // Magnitudes are ordered as their bits are.
+    let magnitude = |x: f32| x.abs().to_bits() as i32;
+    let largest = products.iter().fold(magnitude(acc), |max, p| max.max(magnitude(*p)));
+    if largest == 0 {
+        return 0.0;
+    }
+    // The last place kept is 2^last; in steps of it everything is a whole number, and the sum below 2²⁹.
+    let last = (largest >> 23) - 127 - (bits as i32 - 1);
+    let power = |exponent: i32| f32::from_bits(((127 + exponent) as u32) << 23);
+    let steps = power(-last);
+    let sum = products.iter().map(|p| cut.whole(p * steps)).sum::<i32>() + cut.whole(acc * steps);
+    // It may have grown by up to 6 places.
+    let longer = (u32::BITS - sum.unsigned_abs().leading_zeros()).saturating_sub(bits);
+    cut.shift(sum, longer) as f32 * power(last + longer as i32)
 }
 
 impl Cut {
-    /// `x` without the places of the mask `low`.
-    fn off(self, x: i64, low: i64) -> i64 {
+    /// The whole part of `x`, less than 2²³ in size. A cast says the same, but minds NaN and infinity and is no vector code.
+    #[inline(always)]
+    fn whole(self, x: f32) -> i32 {
+        /// 2²³: beyond it f32 has whole numbers only, so that adding it rounds, and its bits count in ones.
+        const WHOLE: f32 = 8_388_608.0;
+        let near = x.abs() + WHOLE;
+        let magnitude = near.to_bits() as i32 - WHOLE.to_bits() as i32 - i32::from(near - WHOLE > x.abs());
+        let sign = x.to_bits() as i32 >> 31;
+        let toward_zero = (magnitude ^ sign) - sign;
         match self {
-            // A negative number is first raised by all it may lose.
-            Self::Zero => (x + (x >> 63 & low)) & !low,
-            Self::Down => x & !low,
+            Self::Zero => toward_zero,
+            Self::Down => toward_zero - i32::from(toward_zero as f32 > x),
+        }
+    }
+
+    fn shift(self, x: i32, places: u32) -> i32 {
+        match self {
+            Self::Zero => x / (1 << places),
+            Self::Down => x >> places,
         }
     }
 }

@@ -8,10 +8,37 @@ fn values(len: usize, name: u32) -> Vec<f32> {
     (0..len).map(|i| philox4x32([i as u32, name, 0, 0], [3, 0])[0] as f32 / (1u64 << 31) as f32 - 1.0).collect()
 }
 
+/// The accumulator once more, in integers: everything in steps of 2⁻¹⁸.
+fn by_integers(a: &[f32], b: &[f32], bits: u32, cut: Cut) -> f64 {
+    let off = |x: i64, places: u32| match cut {
+        Cut::Zero => x.signum() * (x.abs() >> places << places),
+        Cut::Down => x >> places << places,
+    };
+    let beyond = |x: u64| (64 - x.leading_zeros()).saturating_sub(bits);
+    let units = |x: &f32| (x * 512.0) as i64;
+    let mut acc = 0_i64;
+    for (a, b) in a.chunks(32).zip(b.chunks(32)) {
+        let products: Vec<i64> = a.iter().zip(b).map(|(a, b)| units(a) * units(b)).collect();
+        let largest = products.iter().fold(acc.unsigned_abs(), |max, p| max.max(p.unsigned_abs()));
+        let sum = off(acc, beyond(largest)) + products.iter().map(|p| off(*p, beyond(largest))).sum::<i64>();
+        acc = off(sum, beyond(sum.unsigned_abs()));
+    }
+    acc as f64 / 2.0f64.powi(18)
+}
+
+/// Numbers of E4M3 from all its binades, zeros and both signs among them.
+fn codes(len: usize, name: u32) -> Vec<f32> {
+    let code = |i: usize| philox4x32([i as u32, name, 0, 1], [3, 0])[0] as u8;
+    (0..len).map(|i| from_e4m3(if code(i) & 0x7F == 0x7F { 0 } else { code(i) })).collect()
+}
+
 /// The inner sum of numbers that E4M3 has.
 fn sum(accumulator: Accumulator, a: &[f32], b: &[f32]) -> f64 {
-    let units = |x: &[f32]| x.iter().map(|x| (from_e4m3(to_e4m3(*x)) * UNITS) as i32).collect::<Vec<_>>();
-    accumulator.sum(&units(a), &units(b))
+    let nearest = |x: &[f32]| x.iter().map(|x| from_e4m3(to_e4m3(*x))).collect::<Vec<_>>();
+    assert_eq!((nearest(a), nearest(b)), (a.to_vec(), b.to_vec()));
+    let piece = |x: &[f32]| std::array::from_fn(|i| x.get(i).copied().unwrap_or(0.0));
+    let pieces = |x: &[f32]| x.chunks(INSTRUCTION).map(piece).collect::<Vec<_>>();
+    accumulator.sum(&pieces(a), &pieces(b))
 }
 
 #[test]
@@ -74,24 +101,40 @@ fn the_ends_of_the_range_of_products_are_exact_alone() {
             assert_eq!(sum(Accumulator::TensorCore { bits: 14, cut }, &[a], &[b]), f64::from(a) * f64::from(b));
         }
     }
-    // 448² is 196 · 2¹⁰, 2⁻¹⁸ lies 36 places below: 36 bits keep both.
-    let (a, b) = ([448.0, 2.0f32.powi(-9)], [448.0, 2.0f32.powi(-9)]);
-    let of = |bits| sum(Accumulator::TensorCore { bits, cut: Cut::Zero }, &a, &b);
-    assert_eq!((of(35), of(36)), (200_704.0, 200_704.0 + 2.0f64.powi(-18)));
+    // 448² is 196 · 2¹⁰ and takes places from 2¹⁷ down: 23 bits keep 2⁻⁵.
+    let of = |bits, x| sum(Accumulator::TensorCore { bits, cut: Cut::Zero }, &[448.0, x], &[448.0, 1.0]) - 200_704.0;
+    assert_eq!([of(23, 0.03125), of(22, 0.03125), of(23, 0.029296875)], [0.03125, 0.0, 0.0]);
     assert_eq!(sum(BITS14, &[], &[]), 0.0);
 }
 
 #[test]
-fn enough_bits_are_exact_for_every_length_of_sum() {
+fn every_number_of_bits_and_length_is_that_of_integers() {
     for k in [1, 31, 32, 33, 100, 4096] {
-        let a = Operand::quantize(&values(3 * k, 0), k, [1, k], ScaleFormat::Ue8m0);
-        let b = Operand::quantize(&values(5 * k, 1), k, [128, k], ScaleFormat::Ue8m0);
-        let exact = product(&a, &b, Accumulator::Exact, None);
-        for cut in [Cut::Zero, Cut::Down] {
-            let got = product(&a, &b, Accumulator::TensorCore { bits: 63, cut }, None);
-            // Scales are powers of two, so that only the copy to f32 rounds.
-            assert_eq!(got, exact.iter().map(|c| f64::from(*c as f32)).collect::<Vec<_>>(), "{k}");
+        let numbers = [
+            [0, 1].map(|name| codes(k, name)),
+            [2, 3].map(|name| values(k, name).iter().map(|x| from_e4m3(to_e4m3(*x * 8.0))).collect()),
+        ];
+        for [a, b] in numbers {
+            let up = |x: &[f32]| x.iter().map(|x| x.abs()).collect::<Vec<_>>();
+            for (a, b) in [(a.clone(), b.clone()), (up(&a), up(&b))] {
+                for (bits, cut) in (MIN_BITS..=MAX_BITS).flat_map(|bits| [(bits, Cut::Zero), (bits, Cut::Down)]) {
+                    let got = sum(Accumulator::TensorCore { bits, cut }, &a, &b);
+                    assert_eq!(got, by_integers(&a, &b, bits, cut), "{k}, {bits}, {cut:?}");
+                }
+                // No product is below 2⁻¹⁸, no sum above 2³⁰: 48 bits cut nothing.
+                assert_eq!(by_integers(&a, &b, 48, Cut::Zero), sum(Accumulator::Exact, &a, &b));
+            }
         }
+    }
+}
+
+#[test]
+fn enough_bits_are_exact() {
+    // Whole numbers to 15: 4096 products stay below 2²⁰.
+    let whole = |name| codes(4096, name).iter().map(|x| x.clamp(-15.0, 15.0).trunc()).collect::<Vec<_>>();
+    let (a, b) = (whole(4), whole(5));
+    for cut in [Cut::Zero, Cut::Down] {
+        assert_eq!(sum(Accumulator::TensorCore { bits: 20, cut }, &a, &b), sum(Accumulator::Exact, &a, &b));
     }
 }
 
@@ -157,7 +200,7 @@ fn the_exact_product_is_that_of_the_numbers_and_f32_is_near() {
 }
 
 #[test]
-#[should_panic(expected = "a sum of 1000 meets two scales")]
+#[should_panic(expected = "a sum of 1024 meets two scales")]
 fn a_sum_over_two_scales_is_refused() {
     let a = Operand::quantize(&values(1000, 7), 1000, [1, 128], ScaleFormat::Ue8m0);
     product(&a, &a, BITS14, None);
