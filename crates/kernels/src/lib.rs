@@ -22,6 +22,7 @@ pub mod random;
 mod rms_norm;
 mod rope;
 mod rows;
+pub mod study;
 mod tensor;
 #[cfg(test)]
 mod tests;

@@ -132,6 +132,37 @@ fn products_are_measured_in_every_format_and_at_further_shapes() {
 }
 
 #[test]
+fn what_an_accumulator_loses_is_told_as_tables_json_and_a_picture() {
+    let dir = tempdir().unwrap();
+    let args = ["bench", "accumulate", "--rows", "16", "--k", "128,4096"];
+    let report = jevons(dir.path(), &[&args[..], &["--json", "--plot", "errors.svg"]].concat()).json();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2 * 4 + 7 + 2 * 7);
+    let error = |sweep: &str, k: u64, way: &str, promote: Option<u64>| {
+        let found =
+            |r: &&Value| r["sweep"] == sweep && r["k"] == k && r["way"] == way && r["promote"].as_u64() == promote;
+        let row = rows.iter().find(found).unwrap_or_else(|| panic!("{sweep} {k} {way} {promote:?}: {report}"));
+        assert!(row["rms_error"].as_f64().unwrap() <= row["max_error"].as_f64().unwrap(), "{row}");
+        row["max_error"].as_f64().unwrap()
+    };
+    let (never, every) = (error("k", 4096, "tensor_core", None), error("k", 4096, "tensor_core", Some(128)));
+    assert!(never < 0.03 && never > 5.0 * every, "{never} {every}");
+    assert!(every > 50.0 * error("k", 4096, "bf16_product", None));
+    assert_eq!((error("promotion", 4096, "tensor_core", None), rows[0]["bits"].as_u64()), (never, Some(14)));
+    let svg = fs::read_to_string(dir.path().join("errors.svg")).unwrap();
+    assert!(svg.contains("Longer sums") && svg.contains("</svg>"), "{svg}");
+
+    let text = jevons(dir.path(), &args).ok();
+    for words in ["Largest error, K", "RMS error, K", "14 bits, every 128", "never", "Bits, K = 4096", "toward zero"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let one = ["bench", "accumulate", "--only", "promotion", "--rows", "4", "--numbers", "positive", "--cut", "down"];
+    let text = jevons(dir.path(), &one).ok();
+    assert!(text.contains("Promoted every, K = 4096") && !text.contains("Bits, K"), "{text}");
+    assert!(text.contains("0..1") && text.contains("cut down"), "{text}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_with_a_way_out() {
     let dir = tempdir().unwrap();
     write_model(&dir.path().join("m"));
@@ -142,6 +173,11 @@ fn what_cannot_be_measured_is_refused_with_a_way_out() {
         (&["bench", "gemm", "--shape", "1,2"], "three numbers"),
         (&["bench", "gemm", "--only-shapes"], "--shape"),
         (&["bench", "gemm", "--threads", "0"], "--threads"),
+        (&["bench", "accumulate", "--bits", "9"], "10..=23"),
+        (&["bench", "accumulate", "--bits", "x"], "--bits"),
+        (&["bench", "accumulate", "--k", "128,0"], "from 1 to 32768"),
+        (&["bench", "accumulate", "--rows", "0"], "1..=8192"),
+        (&["bench", "accumulate", "--only", "length"], "promotion"),
     ] {
         let err = jevons(dir.path(), args).fails(2);
         assert!(err.contains(word), "{args:?}: {err}");
@@ -150,6 +186,7 @@ fn what_cannot_be_measured_is_refused_with_a_way_out() {
         (&["bench", "nowhere"][..], "there is no such folder"),
         (&["bench", "m/config.json"], "--random"),
         (&["bench", "nowhere.json", "--random"], "there is no such folder"),
+        (&["bench", "accumulate", "--plot", "no/such/errors.svg"], "no/such: there is no such folder"),
         (
             &["bench", "--quick", "--seconds", "0", "--only", "prefill", "--plot", "no/such/folder.svg"],
             "no/such: there is no such folder",
