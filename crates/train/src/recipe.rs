@@ -341,20 +341,27 @@ pub struct OptimizerSection {
     /// Gradients are scaled down to this global norm; 0 leaves them alone.
     #[serde(default = "default::grad_clip")]
     pub grad_clip: f64,
-    /// Format of the two moments.
+    /// Format of the two moments; see [`Recipe::moments`] for what it is if not given.
     #[serde(default)]
-    pub moments: MomentsFormat,
+    pub moments: Option<MomentsFormat>,
 }
 
 /// Format of the two moments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MomentsFormat {
     /// 8 bytes per parameter.
-    #[default]
     F32,
     /// 4 bytes per parameter, as DeepSeek-V3; needs `1 − β₂ ≥ 2⁻⁷`, or the second moment could not decay.
     Bf16,
+}
+
+impl MomentsFormat {
+    /// Whether a second moment of this format decays by `β₂`: half a unit in the last place of bf16 is 2⁻⁹ relative, and a decay below
+    /// 2⁻⁷ could be rounded away for ever.
+    pub fn decays(self, beta2: f64) -> bool {
+        self == Self::F32 || 1.0 - beta2 >= 0.0078125
+    }
 }
 
 /// `[schedule]`: linear warm-up, then constant, then cosine; see [`crate::schedule::Schedule`].
@@ -554,9 +561,18 @@ impl Recipe {
         if let Some(Value::Object(data)) = all.get_mut("data") {
             data.remove("cache");
         }
+        if let Some(Value::Object(optimizer)) = all.get_mut("optimizer") {
+            optimizer.insert("moments".into(), serde_json::to_value(self.moments()).expect("a word"));
+        }
         let mut all = Value::Object(all);
         all.sort_all_objects();
         all.to_string()
+    }
+
+    /// Format of the moments: if the recipe says none, bf16 where it computes in FP8 and they can decay, as DeepSeek-V3 did, and f32 otherwise.
+    pub fn moments(&self) -> MomentsFormat {
+        let bf16 = self.precision == Precision::Fp8 && MomentsFormat::Bf16.decays(self.optimizer.betas[1]);
+        self.optimizer.moments.unwrap_or(if bf16 { MomentsFormat::Bf16 } else { MomentsFormat::F32 })
     }
 
     /// SHA-256 of [`Recipe::canonical_json`], in hexadecimal.

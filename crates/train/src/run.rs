@@ -410,7 +410,7 @@ fn precision(recipe: &Recipe) -> Precision {
 }
 
 fn moments(recipe: &Recipe) -> Dtype {
-    match recipe.optimizer.moments {
+    match recipe.moments() {
         recipe::MomentsFormat::F32 => Dtype::F32,
         recipe::MomentsFormat::Bf16 => Dtype::Bf16,
     }

@@ -82,7 +82,8 @@ fn the_values_that_the_example_calls_defaults_are_the_defaults() {
     let e = Recipe::parse(Recipe::documented_example(), "e.toml").unwrap();
     assert_eq!((r.precision, r.recompute), (e.precision, e.recompute));
     assert_eq!((r.moe, r.evaluation, r.checkpoint), (e.moe, e.evaluation, e.checkpoint));
-    assert_eq!(OptimizerSection { lr: r.optimizer.lr, ..e.optimizer }, r.optimizer);
+    assert_eq!(OptimizerSection { lr: r.optimizer.lr, moments: None, ..e.optimizer }, r.optimizer);
+    assert_eq!(r.moments(), e.moments());
     assert_eq!((r.data.packing, r.data.attention, r.data.tensor), (e.data.packing, e.data.attention, e.data.tensor));
     assert_eq!(r.schedule.final_lr_fraction, e.schedule.final_lr_fraction);
     assert_eq!(r.data.sources[0].document_bytes, e.data.sources[0].document_bytes);
@@ -329,4 +330,25 @@ proptest! {
     fn no_text_makes_the_reader_panic(text in "[a-z\\[\\]{}=\"'\\.0-9\n #]{0,200}") {
         let _ = Recipe::parse(&text, "r.toml");
     }
+}
+
+#[test]
+fn moments_are_bf16_where_a_run_in_fp8_lets_them_decay() {
+    let moments = |precision: &str, changes: &[(&str, &str)]| {
+        let mut recipe = small();
+        let changes: Vec<_> = [("precision", precision)].iter().chain(changes).copied().collect();
+        recipe.apply_overrides(&changes).unwrap();
+        recipe.validate().unwrap();
+        recipe.moments()
+    };
+    assert_eq!(moments("fp8", &[]), MomentsFormat::Bf16);
+    assert_eq!(moments("bf16", &[]), MomentsFormat::F32);
+    assert_eq!(moments("fp8", &[("optimizer.betas", "[0.9, 0.999]")]), MomentsFormat::F32);
+    assert_eq!(moments("fp8", &[("optimizer.moments", "f32")]), MomentsFormat::F32);
+    assert_eq!(moments("bf16", &[("optimizer.moments", "bf16")]), MomentsFormat::Bf16);
+
+    // What a run is: the format, not whether it was said.
+    let mut said = small();
+    said.optimizer.moments = Some(MomentsFormat::F32);
+    assert_eq!(said.canonical_json(), small().canonical_json());
 }

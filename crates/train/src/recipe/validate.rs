@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, ops::RangeBounds};
 
-use super::{Fp8Scale, MomentsFormat, Precision, Recipe, RecipeError, Source, TokenizerChoice};
+use super::{Fp8Scale, Precision, Recipe, RecipeError, Source, TokenizerChoice};
 
 /// Checks with the place of the error at hand.
 struct Check<'a>(&'a Recipe);
@@ -180,8 +180,7 @@ impl Recipe {
         check.number("optimizer.eps", o.eps, 1e-30..=1e-2, "1e-30 to 1e-2")?;
         check.number("optimizer.weight_decay", o.weight_decay, 0.0..=10.0, "0 to 10")?;
         check.number("optimizer.grad_clip", o.grad_clip, 0.0..=1e9, "0 (no clipping) to 1e9")?;
-        // Half a unit in the last place of bf16 is 2⁻⁹ relative; a decay below 2⁻⁷ could be rounded away for ever.
-        if o.moments == MomentsFormat::Bf16 && 1.0 - o.betas[1] < 0.0078125 {
+        if o.moments.is_some_and(|format| !format.decays(o.betas[1])) {
             return Err(check.fail(
                 "optimizer.betas.1",
                 o.betas[1],
