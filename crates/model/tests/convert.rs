@@ -78,6 +78,10 @@ fn config_keys(dir: &Path) -> serde_json::Map<String, Value> {
 
 /// A bf16 model of odd sizes, some larger than a block.
 fn bf16_model() -> TempDir {
+    model(SaveDtype::Bf16)
+}
+
+fn model(dtype: SaveDtype) -> TempDir {
     let keys = json!({
         "model_type": "deepseek_v3", "vocab_size": 77, "hidden_size": 140, "intermediate_size": 150,
         "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 128, "kv_lora_rank": 20,
@@ -86,7 +90,7 @@ fn bf16_model() -> TempDir {
     });
     let config = Config::from_map(keys.as_object().unwrap()).unwrap();
     let dir = tempdir().unwrap();
-    save_model(dir.path(), &config, SaveDtype::Bf16, |spec| {
+    save_model(dir.path(), &config, dtype, |spec| {
         let seed = spec.name.bytes().fold(7_u32, |x, b| x.wrapping_mul(31).wrapping_add(b.into()));
         let value =
             |i: u32| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / 16_777_216.0 - 0.5) * 0.2;
@@ -265,6 +269,29 @@ fn weights_quantised_as_they_are_loaded_are_those_of_the_converted_folder() {
     let quantize = Some(Quantize { scale: ScaleFormat::F32, head: false });
     let refused = Model::load(source.path(), LoadOptions { precision: f32, quantize, ..LoadOptions::default() });
     assert!(refused.err().unwrap().to_string().contains("choose precision bf16"));
+}
+
+#[test]
+fn a_model_saved_in_fp8_has_the_codes_and_scales_of_the_converted_one() {
+    for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
+        let saved = model(SaveDtype::Fp8(format));
+        let options = Options { to: Some(Target::Fp8), scale: Some(format), ..Options::default() };
+        let (_dir, converted, _) = converted(model(SaveDtype::F32).path(), options);
+        let (saved_tensors, converted_tensors) = (tensors(saved.path()), tensors(&converted));
+        assert!(saved_tensors.keys().eq(converted_tensors.keys()));
+        let mut quantised = 0;
+        for (name, saved) in &saved_tensors {
+            if saved.0 == StoredDtype::F8_E4M3 || name.ends_with("_scale_inv") {
+                assert!(*saved == converted_tensors[name], "{name}");
+                quantised += 1;
+            }
+        }
+        assert!(quantised > 20, "{quantised}");
+        assert_eq!(saved_tensors["model.embed_tokens.weight"].0, StoredDtype::BF16);
+        let keys = |dir: &Path| config_keys(dir)["quantization_config"].clone();
+        assert_eq!(keys(saved.path()), keys(&converted));
+        Model::load(saved.path(), LoadOptions::default()).unwrap();
+    }
 }
 
 #[test]

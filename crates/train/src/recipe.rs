@@ -148,6 +148,8 @@ pub enum SaveFormat {
     /// Rounded once.
     #[default]
     Bf16,
+    /// Linears in E4M3 with scales as `fp8.scale` says, the numbers that a run in FP8 multiplies; the rest in bf16.
+    Fp8,
 }
 
 /// What forward throws away and backward computes again.

@@ -337,6 +337,7 @@ impl Run<'_> {
         let dtype = match self.recipe.checkpoint.dtype {
             recipe::SaveFormat::F32 => SaveDtype::F32,
             recipe::SaveFormat::Bf16 => SaveDtype::Bf16,
+            recipe::SaveFormat::Fp8 => SaveDtype::Fp8(scale_format(self.recipe)),
         };
         let model = self.folder.join("model");
         let order: std::collections::HashMap<&str, usize> =
@@ -388,6 +389,13 @@ fn generation_config(config: &Config) -> Vec<u8> {
     format!("{text:#}\n").into_bytes()
 }
 
+fn scale_format(recipe: &Recipe) -> ScaleFormat {
+    match recipe.fp8.unwrap_or_default().scale {
+        recipe::Fp8Scale::Ue8m0 => ScaleFormat::Ue8m0,
+        recipe::Fp8Scale::Fp32 => ScaleFormat::F32,
+    }
+}
+
 fn precision(recipe: &Recipe) -> Precision {
     match recipe.precision {
         recipe::Precision::F32 => Precision::F32,
@@ -395,10 +403,7 @@ fn precision(recipe: &Recipe) -> Precision {
         recipe::Precision::Fp8 => {
             let section = recipe.fp8.unwrap_or_default();
             Precision::Fp8(Fp8 {
-                scale: match section.scale {
-                    recipe::Fp8Scale::Ue8m0 => ScaleFormat::Ue8m0,
-                    recipe::Fp8Scale::Fp32 => ScaleFormat::F32,
-                },
+                scale: scale_format(recipe),
                 wgrad: match section.wgrad {
                     recipe::Fp8Wgrad::Reuse => Wgrad::Reuse,
                     recipe::Fp8Wgrad::Retile => Wgrad::Retile,

@@ -9,8 +9,10 @@ use std::{
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
 use jevons_model::{
-    Config, LoadOptions, Model,
+    Config, LoadOptions, Model, Precision, Quantize,
+    account::WeightFormat,
     checkpoint::{SaveDtype, save_model},
+    config::ScaleFormat,
 };
 use jevons_train::{
     memory::{StepShape, estimate},
@@ -366,7 +368,6 @@ fn an_expert_that_nobody_chooses_stops_the_run() {
 fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
     for case in ["deepseek-v3", "deepseek-v3-mtp", "deepseek-v2", "qwen2"] {
         let config = Config::from_file(golden(case).join("config.json")).unwrap();
-        use jevons_model::Precision;
         for precision in [Precision::F32, Precision::Bf16, Precision::Fp8(Default::default())] {
             let model = Model::load(
                 &golden(case),
@@ -436,4 +437,24 @@ fn a_tokenizer_or_length_that_does_not_fit_the_model_is_refused() {
     assert!(small.to_string().contains("vocab_size is 200"), "{small}");
     let long = go(&recipe(&path, &[("data.sequence_length", "129")]), false).unwrap_err();
     assert!(long.to_string().contains("max_position_embeddings"), "{long}");
+}
+
+#[test]
+fn a_model_saved_in_fp8_is_the_one_that_was_trained() {
+    let (dir, path) = folder();
+    let [codes, masters] = ["fp8", "f32"].map(|dtype| {
+        let changes =
+            [("run.folder", dtype), ("precision", "fp8"), ("schedule.steps", "3"), ("checkpoint.dtype", dtype)];
+        go(&recipe(&path, &changes), false).unwrap();
+        dir.path().join(dtype).join("model")
+    });
+    let stored = Model::load(&codes, LoadOptions::default()).unwrap();
+    assert_eq!(stored.weight_format(), WeightFormat::Fp8);
+    let options = LoadOptions {
+        precision: Some(Precision::Bf16),
+        quantize: Some(Quantize { scale: ScaleFormat::Ue8m0, head: false }),
+        ..LoadOptions::default()
+    };
+    let rounded = Model::load(&masters, options).unwrap();
+    assert_eq!(stored.logits(&[1, 2, 3, 7]), rounded.logits(&[1, 2, 3, 7]));
 }

@@ -8,11 +8,16 @@ use std::{
 };
 
 use half::bf16;
+use jevons_kernels::formats::{block_scale, to_e4m3};
 use jevons_sys::atomic;
 use serde_json::{Map, Value, json};
 
-use super::{CheckpointError, SINGLE, StoredDtype};
-use crate::{Config, config::TensorSpec};
+use super::{CheckpointError, SINGLE, StoredDtype, scale_name};
+use crate::{
+    Config,
+    account::Component,
+    config::{Quantization, ScaleFormat, TensorSpec},
+};
 
 /// A tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,13 +46,26 @@ pub enum SaveDtype {
     F32,
     /// Rounded to nearest even; the gate's selection biases stay f32, as in published checkpoints.
     Bf16,
+    /// Linears in E4M3 with a scale for each block of 128 × 128, as DeepSeek publishes; the rest as in [`SaveDtype::Bf16`].
+    Fp8(ScaleFormat),
 }
 
 impl SaveDtype {
-    fn of(self, spec: &TensorSpec) -> StoredDtype {
-        match self {
-            Self::Bf16 if !spec.is_always_f32() => StoredDtype::BF16,
-            _ => StoredDtype::F32,
+    /// What is written of a tensor that is called `name`.
+    fn of(self, spec: &TensorSpec, name: &str) -> Vec<(Part, TensorOut)> {
+        let out = |name: &str, dtype, shape: &[usize]| TensorOut { name: name.into(), dtype, shape: shape.into() };
+        match (self, &spec.shape[..]) {
+            (Self::Fp8(format), &[n, k]) if Component::in_fp8(&spec.name) => {
+                let scales = [n.div_ceil(Quantization::BLOCK), k.div_ceil(Quantization::BLOCK)];
+                vec![
+                    (Part::Codes(format), out(name, StoredDtype::F8_E4M3, &spec.shape)),
+                    (Part::Scales(format), out(&scale_name(name), StoredDtype::F32, &scales)),
+                ]
+            }
+            (Self::Bf16 | Self::Fp8(_), shape) if !spec.is_always_f32() => {
+                vec![(Part::Values, out(name, StoredDtype::BF16, shape))]
+            }
+            (_, shape) => vec![(Part::Values, out(name, StoredDtype::F32, shape))],
         }
     }
 
@@ -55,9 +73,17 @@ impl SaveDtype {
     fn torch_name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
-            Self::Bf16 => "bfloat16",
+            Self::Bf16 | Self::Fp8(_) => "bfloat16",
         }
     }
+}
+
+/// What a written tensor is of the model's.
+#[derive(Clone, Copy)]
+enum Part {
+    Values,
+    Codes(ScaleFormat),
+    Scales(ScaleFormat),
 }
 
 /// Writes one safetensors file, or leaves `path` as it was.
@@ -85,11 +111,11 @@ pub fn write_safetensors(
 
 /// Saves a model in the published layout: `config.json` and `model.safetensors`, which `transformers` and others open.
 ///
-/// `values` is asked for each tensor of [`Config::tensors`] and returns its numbers, row-major; embedding and head once more for
+/// `values` is asked for each tensor of [`Config::tensors`], twice if it is quantised, and returns its numbers, row-major; embedding and head once more for
 /// the copies that the published layout keeps with multi-token prediction ([`Config::mtp_copies`]). Both files are on
 /// the disk before the weights and then config.json are renamed into place, so only a crash between the two renames
 /// leaves files of two models; a run that needs more saves into a new folder. config.json keeps all keys of
-/// [`Config::raw`]; it says the new format of the weights, no quantisation, and how many layers of multi-token prediction are
+/// [`Config::raw`]; it says the new format of the weights, whether linears are quantised, and how many layers of multi-token prediction are
 /// written. The folder is made if it is not there.
 ///
 /// # Errors
@@ -111,23 +137,24 @@ pub fn save_model<'a>(
     };
     std::fs::create_dir_all(dir).map_err(failed(dir))?;
     let specs = config.tensors();
-    let out = |name: &str, spec: &TensorSpec| TensorOut {
-        name: name.into(),
-        dtype: dtype.of(spec),
-        shape: spec.shape.clone(),
-    };
     let copies = config.mtp_copies();
-    let copied = |(name, of): &(String, &str)| {
-        let spec = specs.iter().find(|spec| spec.name == *of).expect("a tensor of every model");
-        (spec, out(name, spec))
-    };
-    let (specs, outs): (Vec<&TensorSpec>, Vec<TensorOut>) =
-        specs.iter().map(|spec| (spec, out(&spec.name, spec))).chain(copies.iter().map(copied)).unzip();
+    let of = |name: &str| specs.iter().find(|spec| spec.name == name).expect("a tensor of every model");
+    let (parts, outs): (Vec<(&TensorSpec, Part)>, Vec<TensorOut>) = specs
+        .iter()
+        .map(|spec| (spec, &spec.name))
+        .chain(copies.iter().map(|(name, original)| (of(original), name)))
+        .flat_map(|(spec, name)| dtype.of(spec, name).into_iter().map(move |(part, out)| ((spec, part), out)))
+        .unzip();
     let metadata = BTreeMap::from([("format".into(), "pt".into())]);
     let weights = stream(&dir.join(SINGLE), &metadata, &outs, |i, out| {
-        let values = values(specs[i]);
-        assert_eq!(values.len(), specs[i].elements(), "`{}` is {:?}", specs[i].name, specs[i].shape);
-        write_values(&values, outs[i].dtype, out)
+        let (spec, part) = parts[i];
+        let values = values(spec);
+        assert_eq!(values.len(), spec.elements(), "`{}` is {:?}", spec.name, spec.shape);
+        match part {
+            Part::Values => write_values(&values, outs[i].dtype, out),
+            Part::Codes(format) => write_codes(&values, spec.shape[1], format, out),
+            Part::Scales(format) => write_values(&scales(&values, spec.shape[1], format), StoredDtype::F32, out),
+        }
     })?;
 
     let config_path = dir.join("config.json");
@@ -153,7 +180,14 @@ fn saved_keys(config: &Config, dtype: SaveDtype) -> Map<String, Value> {
             *layers = config.num_nextn_predict_layers.into();
         }
     }
-    raw.shift_remove("quantization_config"); // What is written is not quantised.
+    match dtype {
+        SaveDtype::Fp8(scale_format) => {
+            raw.insert("quantization_config".into(), Quantization { scale_format }.to_json());
+        }
+        SaveDtype::F32 | SaveDtype::Bf16 => {
+            raw.shift_remove("quantization_config");
+        }
+    }
     raw
 }
 
@@ -220,6 +254,29 @@ fn write_values(values: &[f32], dtype: StoredDtype, out: &mut dyn Write) -> io::
             other => unreachable!("a model is never saved in {other}"),
         }
         out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// The scale of each block of a matrix of `k` columns, `[⌈N / 128⌉, ⌈K / 128⌉]`.
+fn scales(values: &[f32], k: usize, format: ScaleFormat) -> Vec<f32> {
+    let largest = |block: usize, rows: &[f32]| {
+        let columns = block * Quantization::BLOCK..k.min((block + 1) * Quantization::BLOCK);
+        rows.chunks(k).flat_map(|row| &row[columns.clone()]).fold(0.0, |max: f32, x| max.max(x.abs()))
+    };
+    let rows = values.chunks((k * Quantization::BLOCK).max(1));
+    rows.flat_map(|rows| {
+        (0..k.div_ceil(Quantization::BLOCK)).map(move |block| block_scale(largest(block, rows), format))
+    })
+    .collect()
+}
+
+/// E4M3 codes under these scales.
+fn write_codes(values: &[f32], k: usize, format: ScaleFormat, out: &mut dyn Write) -> io::Result<()> {
+    for rows in values.chunks((k * Quantization::BLOCK).max(1)) {
+        let scales = scales(rows, k, format);
+        let code = |(i, x): (usize, &f32)| to_e4m3(x / scales[i % k / Quantization::BLOCK]);
+        out.write_all(&rows.iter().enumerate().map(code).collect::<Vec<_>>())?;
     }
     Ok(())
 }
