@@ -272,6 +272,23 @@ impl Ops {
         rms_norm::forward(self.isa, x, gain, eps, dtype)
     }
 
+    /// `h + added`, f32 `[T, D]`, and its norm as [`Ops::rms_norm`] gives it, in one pass.
+    pub fn sum_norm(
+        &self,
+        h: &Tensor,
+        added: &Tensor,
+        gain: &[f32],
+        eps: f32,
+        dtype: Dtype,
+    ) -> (Tensor, Tensor, Vec<f32>) {
+        rms_norm::sum_forward(self.isa, h, added, gain, eps, dtype)
+    }
+
+    /// `h += added`, `h` f32 `[T, D]`, and the norm of the sum, in one pass.
+    pub fn add_norm(&self, h: &mut Tensor, added: &Tensor, gain: &[f32], eps: f32, dtype: Dtype) -> Tensor {
+        rms_norm::add_forward(self.isa, h, added, gain, eps, dtype)
+    }
+
     /// Adds to `dx` and, unless frozen, to `dgain`; see [`Ops::rms_norm`].
     pub fn rms_norm_grad(
         &self,

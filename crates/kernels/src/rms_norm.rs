@@ -25,6 +25,58 @@ pub fn forward(isa: Isa, x: &Tensor, gain: &[f32], eps: f32, dtype: Dtype) -> (T
     }))
 }
 
+/// The sum `s = h + added` and its norm, as [`forward`] gives it, while the rows are in cache. `h`: f32 `[T, D]`. Returns `s`, `y`, `rrms`.
+pub fn sum_forward(
+    isa: Isa,
+    h: &Tensor,
+    added: &Tensor,
+    gain: &[f32],
+    eps: f32,
+    dtype: Dtype,
+) -> (Tensor, Tensor, Vec<f32>) {
+    let d = gain.len();
+    assert_eq!([h.rows, h.cols, d], [added.rows, added.cols, added.cols]);
+    let from = h.f32();
+    with_element!(dtype, Y => {
+        let (s, y, rrms) = rows::make3(h.rows, [d, d, 1], |first, s: &mut [f32], y: &mut [Y], r: &mut [f32]| {
+            s.copy_from_slice(&from[first * d..][..s.len()]);
+            add_forward_rows(isa, first, s, added, gain, eps, bytemuck::cast_slice_mut(y), Y::DTYPE, r);
+        });
+        (Tensor::of(s, h.rows, d), Tensor::of(y, h.rows, d), rrms)
+    })
+}
+
+/// [`sum_forward`] with the sum in place of `h`. Returns `y`.
+pub fn add_forward(isa: Isa, h: &mut Tensor, added: &Tensor, gain: &[f32], eps: f32, dtype: Dtype) -> Tensor {
+    let d = gain.len();
+    assert_eq!([h.rows, h.cols, d], [added.rows, added.cols, added.cols]);
+    with_element!(dtype, Y => {
+        let (y, _) = rows::beside2(h.f32_mut(), [d, d, 1], |first, h, y: &mut [Y], r: &mut [f32]| {
+            add_forward_rows(isa, first, h, added, gain, eps, bytemuck::cast_slice_mut(y), Y::DTYPE, r);
+        });
+        Tensor::of(y, h.rows, d)
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn add_forward_rows(
+    isa: Isa,
+    first: usize,
+    h: &mut [f32],
+    added: &Tensor,
+    gain: &[f32],
+    eps: f32,
+    y: &mut [u8],
+    y_type: Dtype,
+    rrms: &mut [f32],
+) {
+    with_element!(added.dtype(), A => {
+        let added = &A::slice(added)[first * gain.len()..];
+        h.iter_mut().zip(added).for_each(|(h, a)| *h += a.widen());
+    });
+    rows_forward(isa, bytemuck::cast_slice(h), Dtype::F32, gain, eps, y, y_type, rrms);
+}
+
 #[allow(clippy::too_many_arguments)]
 fn forward_rows(
     isa: Isa,

@@ -81,6 +81,48 @@ pub(crate) fn make2<T: Zeroable + Send, U: Zeroable + Send>(
     (a, b)
 }
 
+/// [`make`] for three at once.
+pub(crate) fn make3<T: Zeroable + Send, U: Zeroable + Send, V: Zeroable + Send>(
+    n: usize,
+    [da, db, dc]: [usize; 3],
+    f: impl Fn(usize, &mut [T], &mut [U], &mut [V]) + Sync,
+) -> (Vec<T>, Vec<U>, Vec<V>) {
+    let mut a = Vec::with_capacity(n * da);
+    let (b, c) =
+        beside2(&mut a.spare_capacity_mut()[..n * da], [da, db, dc], |first, a, b, c| f(first, cleared(a), b, c));
+    // SAFETY: `beside2` has called the function for all rows, which has cleared them.
+    unsafe { a.set_len(n * da) };
+    (a, b, c)
+}
+
+/// [`make`] for two, beside the rows of `a`, which are there.
+pub(crate) fn beside2<T: Send, U: Zeroable + Send, V: Zeroable + Send>(
+    a: &mut [T],
+    [da, db, dc]: [usize; 3],
+    f: impl Fn(usize, &mut [T], &mut [U], &mut [V]) + Sync,
+) -> (Vec<U>, Vec<V>) {
+    assert!(da > 0 && db > 0 && dc > 0 && a.len().is_multiple_of(da));
+    let n = a.len() / da;
+    let (mut b, mut c) = (Vec::with_capacity(n * db), Vec::with_capacity(n * dc));
+    let (spare_b, spare_c) = (&mut b.spare_capacity_mut()[..n * db], &mut c.spare_capacity_mut()[..n * dc]);
+    let f = |(i, ((a, b), c)): (usize, ((&mut [T], &mut [MaybeUninit<U>]), &mut [MaybeUninit<V>]))| {
+        f(i * ROWS, a, cleared(b), cleared(c));
+    };
+    if n * da < SERIAL {
+        let bc = a.chunks_mut(ROWS * da).zip(spare_b.chunks_mut(ROWS * db));
+        bc.zip(spare_c.chunks_mut(ROWS * dc)).enumerate().for_each(f);
+    } else {
+        let bc = a.par_chunks_mut(ROWS * da).zip(spare_b.par_chunks_mut(ROWS * db));
+        bc.zip(spare_c.par_chunks_mut(ROWS * dc)).enumerate().for_each(f);
+    }
+    // SAFETY: all chunks of `n` rows of both have been cleared.
+    unsafe {
+        b.set_len(n * db);
+        c.set_len(n * dc);
+    }
+    (b, c)
+}
+
 fn cleared<T: Zeroable>(x: &mut [MaybeUninit<T>]) -> &mut [T] {
     // SAFETY: all bytes are written, and zeros are a valid `T`; `MaybeUninit<T>` lies as `T` does.
     unsafe {

@@ -366,6 +366,21 @@ proptest! {
     }
 
     #[test]
+    fn a_sum_and_its_norm_in_one_pass_are_those_of_two(
+        (h_type, out) in (dtype(), dtype()), t in 0usize..400, d in 1usize..130, seed in 0u64..1000,
+    ) {
+        let (h, added, gain) = (tensor(Dtype::F32, seed, t, d), tensor(h_type, seed + 1, t, d), values(seed + 2, d));
+        for ops in every_ops() {
+            let sum = ops.sum(&h, &added);
+            let (norm, rrms) = ops.rms_norm(&sum, &gain, 1e-6, out);
+            prop_assert!(ops.sum_norm(&h, &added, &gain, 1e-6, out) == (sum.clone(), norm.clone(), rrms));
+            let mut in_place = h.clone();
+            prop_assert_eq!(ops.add_norm(&mut in_place, &added, &gain, 1e-6, out), norm);
+            prop_assert_eq!(in_place, sum);
+        }
+    }
+
+    #[test]
     fn pointwise_operations_have_equal_bits_on_every_path(dtype in dtype(), t in 1usize..9, d in 1usize..70, seed in 0u64..1000) {
         let (x, u) = (tensor(dtype, seed, t, d), tensor(dtype, seed + 1, t, d));
         let (gain, dy) = (values(seed + 2, d), tensor(Dtype::F32, seed + 3, t, d));

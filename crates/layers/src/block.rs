@@ -59,17 +59,15 @@ struct Inner {
     rrms: Vec<f32>,
     attention: AttentionSaved,
     mid: Mid,
-    /// The norm of the stream after attention, as above.
-    x_mid: Option<Tensor>,
     rrms_mid: Vec<f32>,
     ffn: FfnSaved,
 }
 
 /// The residual stream after attention.
 enum Mid {
-    /// f32 `[T, D]`
-    Whole(Tensor),
-    /// What attention added to the input: half the bytes, and the sum is made again.
+    /// f32 `[T, D]`, and its norm.
+    Whole(Tensor, Tensor),
+    /// What attention added to the input: few bytes, and sum and norm are made again.
     Added(Tensor),
 }
 
@@ -112,7 +110,7 @@ impl Block {
             s.forget_up();
         }
         if w.fp8().is_some() {
-            (inner.x, inner.x_mid, inner.mid) = (None, None, Mid::Added(added));
+            (inner.x, inner.mid) = (None, Mid::Added(added));
         }
         (out, Saved { h, inner: (keep != Keep::Input).then_some(inner) }, loads)
     }
@@ -124,8 +122,7 @@ impl Block {
             Attention::Mla(a) => a.infer(ops, w, &x, batch, kv),
             Attention::Gqa(a) => a.forward(ops, w, &x, batch, kv).0,
         };
-        ops.add(&mut h, &y);
-        let x = self.ffn_norm.forward(ops, w, &h).0;
+        let x = self.ffn_norm.infer_sum(ops, w, &mut h, &y);
         let y = match &self.ffn {
             Ffn::Dense(f) => f.forward(ops, w, &x).0,
             Ffn::Moe(f) => f.forward(ops, w, &x).0,
@@ -154,8 +151,7 @@ impl Block {
                 (y, AttentionSaved::Gqa(Box::new(s)))
             }
         };
-        let h_mid = ops.sum(h, &added);
-        let (x_mid, rrms_mid) = self.ffn_norm.forward(ops, w, &h_mid);
+        let (h_mid, x_mid, rrms_mid) = self.ffn_norm.forward_sum(ops, w, h, &added);
         let (y, ffn) = match &self.ffn {
             Ffn::Dense(f) => {
                 let (y, s) = f.forward(ops, w, &x_mid);
@@ -167,8 +163,8 @@ impl Block {
             }
         };
         let out = ops.sum(&h_mid, &y);
-        let mid = Mid::Whole(h_mid);
-        (out, Inner { x: Some(x), rrms, attention, mid, x_mid: Some(x_mid), rrms_mid, ffn }, added)
+        let mid = Mid::Whole(h_mid, x_mid);
+        (out, Inner { x: Some(x), rrms, attention, mid, rrms_mid, ffn }, added)
     }
 
     /// `dh`: f32 `[T, D]`, ∂loss/∂output; becomes ∂loss/∂input. Adds to all gradients; returns the balance loss.
@@ -188,11 +184,13 @@ impl Block {
             let mut caches: Vec<_> = (1..batch.cu_seqlens.len()).map(|_| self.new_cache(w.dtype())).collect();
             self.run(ops, w, &h, batch, &mut caches.iter_mut().collect::<Vec<_>>()).1
         });
-        let h_mid = match inner.mid {
-            Mid::Whole(h_mid) => h_mid,
-            Mid::Added(y) => ops.sum(&h, &y),
+        let (h_mid, x_mid) = match inner.mid {
+            Mid::Whole(h_mid, x_mid) => (h_mid, x_mid),
+            Mid::Added(y) => {
+                let (h_mid, x_mid, _) = self.ffn_norm.forward_sum(ops, w, &h, &y);
+                (h_mid, x_mid)
+            }
         };
-        let x_mid = inner.x_mid.unwrap_or_else(|| self.ffn_norm.forward(ops, w, &h_mid).0);
         let (dx, loss) = match (&self.ffn, &inner.ffn) {
             (Ffn::Dense(f), FfnSaved::Dense(s)) => (f.backward(ops, w, grads, &x_mid, s, dh), 0.0),
             (Ffn::Moe(f), FfnSaved::Moe(s)) => f.backward(ops, w, grads, &x_mid, s, dh, balance),
@@ -224,10 +222,11 @@ impl Saved {
                     FfnSaved::Dense(s) => s.bytes(),
                     FfnSaved::Moe(s) => s.bytes(),
                 };
-                let (Mid::Whole(mid) | Mid::Added(mid)) = &i.mid;
-                let tensors: usize =
-                    [i.x.as_ref(), Some(mid), i.x_mid.as_ref()].into_iter().flatten().map(Tensor::bytes).sum();
-                tensors + attention + ffn + (i.rrms.len() + i.rrms_mid.len()) * 4
+                let mid = match &i.mid {
+                    Mid::Whole(h, x) => h.bytes() + x.bytes(),
+                    Mid::Added(y) => y.bytes(),
+                };
+                i.x.as_ref().map_or(0, Tensor::bytes) + mid + attention + ffn + (i.rrms.len() + i.rrms_mid.len()) * 4
             })
     }
 }

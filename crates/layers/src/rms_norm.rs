@@ -19,6 +19,16 @@ impl RmsNorm {
         ops.rms_norm(x, w.vector(self.weight), self.eps, w.dtype())
     }
 
+    /// `h + added`, f32 `[T, D]`, and [`RmsNorm::forward`] of it.
+    pub fn forward_sum(&self, ops: &Ops, w: &Weights, h: &Tensor, added: &Tensor) -> (Tensor, Tensor, Vec<f32>) {
+        ops.sum_norm(h, added, w.vector(self.weight), self.eps, w.dtype())
+    }
+
+    /// `h += added`, and [`RmsNorm::forward`] of that.
+    pub fn infer_sum(&self, ops: &Ops, w: &Weights, h: &mut Tensor, added: &Tensor) -> Tensor {
+        ops.add_norm(h, added, w.vector(self.weight), self.eps, w.dtype())
+    }
+
     /// Adds to the gradient of the gain, and to `dx`: f32 `[T, D]`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(

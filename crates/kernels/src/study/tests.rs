@@ -144,7 +144,14 @@ fn codes_are_those_of_the_crate() {
     let x = values(rows * k, 2);
     let tensor = Tensor::from_f32(x.clone(), k);
     for (tile, tiles) in [([1, 128], Tiles::Rows), ([128, 1], Tiles::Columns), ([128, 128], Tiles::Blocks)] {
-        let want = quantize::numbers(Isa::by_name("portable").unwrap(), &tensor, tiles, &[0, rows], ScaleFormat::Ue8m0);
+        let want = quantize::numbers(
+            Isa::by_name("portable").unwrap(),
+            &tensor,
+            tiles,
+            &[0, rows],
+            crate::formats::BLOCK_MAX_FLOOR,
+            ScaleFormat::Ue8m0,
+        );
         assert_eq!(Operand::quantize(&x, k, tile, ScaleFormat::Ue8m0).numbers(), want.to_vec_f32(), "{tiles:?}");
     }
 }
