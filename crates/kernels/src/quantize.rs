@@ -117,13 +117,14 @@ impl Quantized {
 pub fn numbers(isa: Isa, x: &Tensor, tiles: Tiles, offsets: &[usize], floor: f32, format: ScaleFormat) -> Tensor {
     assert!(offsets.is_sorted() && offsets.first() == Some(&0) && offsets.last() == Some(&x.rows));
     let cols = x.cols;
+    let scaling = Scaling { floor, format };
     if tiles == Tiles::Rows {
         return with_element!(x.dtype(), X => {
             let x = X::slice(x);
             Tensor::make::<bf16>(x.len() / cols.max(1), cols, |first, y| {
                 let x = &x[first * cols..][..y.len()];
                 for (x, y) in x.chunks(cols).zip(y.chunks_mut(cols)) {
-                    round_row(isa, bytemuck::cast_slice(x), X::DTYPE, floor, format, y);
+                    round_row(isa, bytemuck::cast_slice(x), X::DTYPE, scaling, y);
                 }
             })
         });
@@ -147,7 +148,7 @@ pub fn numbers(isa: Isa, x: &Tensor, tiles: Tiles, offsets: &[usize], floor: f32
         let x = X::slice(x);
         parts.into_par_iter().for_each(|(piece, y)| {
             let x = &x[piece.start * cols..piece.end * cols];
-            round_piece(isa, bytemuck::cast_slice(x), X::DTYPE, cols, tiles == Tiles::Blocks, floor, format, y);
+            round_piece(isa, bytemuck::cast_slice(x), X::DTYPE, cols, tiles == Tiles::Blocks, scaling, y);
         });
     });
     y
@@ -243,12 +244,27 @@ multi_isa! {
     }
 }
 
+/// How a tile's largest magnitude becomes its scale.
+#[derive(Clone, Copy)]
+struct Scaling {
+    floor: f32,
+    format: ScaleFormat,
+}
+
+impl Scaling {
+    /// `max`: the bits of a magnitude.
+    #[inline(always)]
+    fn of(self, max: u32) -> f32 {
+        block_scale_to(f32::from_bits(max), E4M3_MAX, self.floor, self.format)
+    }
+}
+
 multi_isa! {
-    fn round_row(x: &[u8], dtype: Dtype, floor: f32, format: ScaleFormat, y: &mut [bf16]) {
+    fn round_row(x: &[u8], dtype: Dtype, scaling: Scaling, y: &mut [bf16]) {
         with_element!(dtype, X => {
             let x: &[X] = bytemuck::cast_slice(x);
             for (x, y) in x.chunks(TILE).zip(y.chunks_mut(TILE)) {
-                let scale = block_scale_to(f32::from_bits(largest(x, 0)), E4M3_MAX, floor, format);
+                let scale = scaling.of(largest(x, 0));
                 x.iter().zip(y).for_each(|(x, y)| *y = to_bf16(nearest(x.widen() / scale) * scale));
             }
         });
@@ -257,7 +273,7 @@ multi_isa! {
 
 multi_isa! {
     /// Rows that share their scales, column by column or 128 columns by 128 columns.
-    fn round_piece(x: &[u8], dtype: Dtype, cols: usize, blocks: bool, floor: f32, format: ScaleFormat, y: &mut [bf16]) {
+    fn round_piece(x: &[u8], dtype: Dtype, cols: usize, blocks: bool, scaling: Scaling, y: &mut [bf16]) {
         with_element!(dtype, X => {
             let x: &[X] = bytemuck::cast_slice(x);
             let mut maxima = vec![0; cols];
@@ -268,7 +284,7 @@ multi_isa! {
             for (max, scales) in maxima.chunks(TILE).zip(scales.chunks_mut(TILE)) {
                 let all = max.iter().copied().fold(0, u32::max);
                 for (scale, max) in scales.iter_mut().zip(max) {
-                    *scale = block_scale_to(f32::from_bits(if blocks { all } else { *max }), E4M3_MAX, floor, format);
+                    *scale = scaling.of(if blocks { all } else { *max });
                 }
             }
             for (x, y) in x.chunks(cols).zip(y.chunks_mut(cols)) {

@@ -105,15 +105,15 @@ pub(crate) fn beside2<T: Send, U: Zeroable + Send, V: Zeroable + Send>(
     let n = a.len() / da;
     let (mut b, mut c) = (Vec::with_capacity(n * db), Vec::with_capacity(n * dc));
     let (spare_b, spare_c) = (&mut b.spare_capacity_mut()[..n * db], &mut c.spare_capacity_mut()[..n * dc]);
-    let f = |(i, ((a, b), c)): (usize, ((&mut [T], &mut [MaybeUninit<U>]), &mut [MaybeUninit<V>]))| {
+    let f = |i: usize, a: &mut [T], b: &mut [MaybeUninit<U>], c: &mut [MaybeUninit<V>]| {
         f(i * ROWS, a, cleared(b), cleared(c));
     };
     if n * da < SERIAL {
         let bc = a.chunks_mut(ROWS * da).zip(spare_b.chunks_mut(ROWS * db));
-        bc.zip(spare_c.chunks_mut(ROWS * dc)).enumerate().for_each(f);
+        bc.zip(spare_c.chunks_mut(ROWS * dc)).enumerate().for_each(|(i, ((a, b), c))| f(i, a, b, c));
     } else {
         let bc = a.par_chunks_mut(ROWS * da).zip(spare_b.par_chunks_mut(ROWS * db));
-        bc.zip(spare_c.par_chunks_mut(ROWS * dc)).enumerate().for_each(f);
+        bc.zip(spare_c.par_chunks_mut(ROWS * dc)).enumerate().for_each(|(i, ((a, b), c))| f(i, a, b, c));
     }
     // SAFETY: all chunks of `n` rows of both have been cleared.
     unsafe {
