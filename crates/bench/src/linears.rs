@@ -2,12 +2,12 @@
 //!
 //! Both formats take turns within every run, so that a busy neighbour slows both. In FP8 a product's time includes making its operands
 //! from bf16 activations and f32 gradients, as `layers` does it: `x` before `y`, `dy` before `dx`, `x` once more before `dW`, as it is not
-//! kept. Each linear is taken by itself, though some share an `x`. Weights are quantised once per step, not once per product, and
-//! are ready here. Of experts as many are run as pass the caches, with equal numbers of tokens.
+//! kept. Each linear is taken by itself, though some share an `x`. Weights are made once per step: in bf16 AdamW writes them on its way,
+//! in FP8 they are quantised after it, and that is told apart from the products. Of experts as many are run as pass the caches, with equal numbers of tokens.
 
 use std::{convert::Infallible, hint::black_box, time::Duration};
 
-use jevons_kernels::{Dtype, Matrix, Ops, ScaleFormat, Tensor, Tiles};
+use jevons_kernels::{AdamW, Dtype, Matrix, Moments, Ops, ScaleFormat, Tensor, Tiles};
 use jevons_model::{Config, LinearKind};
 use jevons_sys::machine::{self, Cpu, Load, Machine};
 use serde::Serialize;
@@ -70,13 +70,15 @@ pub struct Row {
     pub dgrad: Product,
     /// `dW = dyᵀ·x`
     pub wgrad: Product,
-    /// Time of all three in bf16 over that in FP8, the median of the runs.
+    /// AdamW and the compute weights that follow, of one matrix.
+    pub weights: Product,
+    /// Time of the three products in bf16 over that in FP8, the median of the runs.
     pub ratio: f64,
     /// Whether that is 1 or more.
     pub helped: bool,
 }
 
-/// One product in both formats.
+/// One product, or the step of the weights, in both formats.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Product {
     /// Operands in bf16.
@@ -143,8 +145,8 @@ fn room(linear: &LinearKind, experts: usize, quick: bool) -> Result<(), String> 
     if quick && 6.0 * k * n * t * e > QUICK_FLOP {
         return Err("too large for a quick run".into());
     }
-    // Weights in both formats, as f32 while they are made, and their gradient; operands in both, and results.
-    let needed = (e * (7.0 * n * k + t * (12.0 * k + 14.0 * n)) + 4.0 * n * k) as u64;
+    // Weights in both formats and their gradients; operands in both, and results; master and moments of one.
+    let needed = (e * (7.0 * n * k + t * (12.0 * k + 14.0 * n)) + 12.0 * n * k) as u64;
     match jevons_sys::available_memory_bytes() {
         Some(available) if needed > available => {
             Err(format!("it needs about {} MB and {} MB are free", needed / 1_000_000, available / 1_000_000))
@@ -167,11 +169,28 @@ struct Case<'a> {
     quantised: [Vec<Tensor>; 3],
     /// `[N, K]` of each expert.
     dw: Vec<Vec<f32>>,
+    /// Of the first matrix.
+    master: Vec<f32>,
+    moments: [Moments; 2],
 }
 
 /// Formats of a [`Case`].
 const BF16: usize = 0;
 const FP8: usize = 1;
+/// What is timed: three products, and the step of the weights.
+const PARTS: usize = 4;
+
+/// A step that leaves numbers nearly as they are.
+const STEP: AdamW = AdamW {
+    lr: 1e-6,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    correction1: 1.0,
+    correction2: 1.0,
+    grad_scale: 1e-3,
+};
 
 impl<'a> Case<'a> {
     fn new(ops: &'a Ops, linear: &LinearKind, experts: usize, choices: usize) -> Self {
@@ -203,6 +222,8 @@ impl<'a> Case<'a> {
             dy: [dy, dy_fp8],
             quantised,
             dw: vec![vec![0.0; n * k]; experts],
+            master: w,
+            moments: [(); 2].map(|()| Moments::zeros(Dtype::F32, n * k)),
         }
     }
 
@@ -215,23 +236,37 @@ impl<'a> Case<'a> {
             fp8: Times::of(column(i, FP8)),
             ratio: median(runs.iter().map(|r| r[i][BF16] / r[i][FP8]).collect()),
         };
-        let all = |run: &[[f64; 2]; 3], format: usize| run.iter().map(|p| p[format]).sum::<f64>();
+        let all = |run: &[[f64; 2]; PARTS], format: usize| run[..3].iter().map(|p| p[format]).sum::<f64>();
         let ratio = median(runs.iter().map(|r| all(r, BF16) / all(r, FP8)).collect());
-        let [fprop, dgrad, wgrad] = [0, 1, 2].map(product);
-        Row { linear, experts_run, fprop, dgrad, wgrad, ratio, helped: ratio >= 1.0 }
+        let [fprop, dgrad, wgrad, weights] = [0, 1, 2, 3].map(product);
+        Row { linear, experts_run, fprop, dgrad, wgrad, weights, ratio, helped: ratio >= 1.0 }
     }
 
     /// Seconds of each product in each format.
-    fn run(&mut self, run: usize) -> [[f64; 2]; 3] {
-        let mut times = [[0.0; 2]; 3];
-        for (product, times) in times.iter_mut().enumerate() {
+    fn run(&mut self, run: usize) -> [[f64; 2]; PARTS] {
+        let mut times = [[0.0; 2]; PARTS];
+        for (part, times) in times.iter_mut().enumerate() {
             // Neither format always finds what the other left in caches.
             let order = if run.is_multiple_of(2) { [BF16, FP8] } else { [FP8, BF16] };
             for format in order {
-                times[format] = seconds(|| self.product(product, format));
+                times[format] = seconds(|| match part {
+                    3 => self.step(format),
+                    product => self.product(product, format),
+                });
             }
         }
         times
+    }
+
+    fn step(&mut self, format: usize) {
+        let (g, [m, v], w) = (&self.dw[0], &mut self.moments, &mut self.weights[format][0]);
+        if format == FP8 {
+            let (n, k) = (w.n(), w.k());
+            self.ops.adamw(STEP, &mut self.master, g, m, v);
+            *w = Matrix::quantized(SCALE, &self.master, n, k);
+        } else {
+            self.ops.adamw_matrix(STEP, &mut self.master, g, m, v, w);
+        }
     }
 
     fn product(&mut self, product: usize, format: usize) {

@@ -234,11 +234,12 @@ fn print_linears(measured: &Linears, name: &str, out: &mut impl Write) -> anyhow
     report
         .section("Machine", &machine_rows(&measured.cpu, measured.threads, measured.instruction_set, measured.load))?;
     report.section("Model", &[row("name", name), row("a pass", format!("{tokens} tokens"))])?;
-    let header = ["", "in x out", "tokens", "bf16", "FP8", "y", "dx", "dW", "all"];
+    let header = ["", "in x out", "tokens", "bf16", "FP8", "y", "dx", "dW", "all", "step"];
     let cells: Vec<_> = measured.rows.iter().map(linear_cells).collect();
     report.table("Linears, three products", &header, &cells)?;
+    report.line("")?;
     report.line(&format!(
-        "\ny, dx, dW and all: time in bf16 over that in FP8, medians; below 1 FP8 is slower{}.",
+        "y, dx, dW and all: time in bf16 over that in FP8, medians; below 1 FP8 is slower{}.",
         if measured.rows.iter().any(|r| r.linear.experts > 1) {
             ". Of experts: tokens of each, times of one"
         } else {
@@ -267,7 +268,7 @@ fn linear_cells(r: &linears::Row) -> Vec<String> {
         time(all(&|p| p.bf16.median_s)),
         time(all(&|p| p.fp8.median_s)),
     ];
-    cells.extend(products.map(|p| p.ratio).into_iter().chain([r.ratio]).map(|n| format!("{n:.3}")));
+    cells.extend(products.map(|p| p.ratio).into_iter().chain([r.ratio, r.weights.ratio]).map(|n| format!("{n:.3}")));
     cells
 }
 
