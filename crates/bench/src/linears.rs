@@ -27,7 +27,7 @@ const SCALE: ScaleFormat = ScaleFormat::Ue8m0;
 /// What is measured, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// Tokens of a pass: a micro-batch of training.
+    /// Tokens of a step, one micro-batch.
     pub tokens: usize,
     /// Leaves out what is large.
     pub quick: bool,
@@ -76,6 +76,8 @@ pub struct Row {
     pub ratio: f64,
     /// Whether that is 1 or more.
     pub helped: bool,
+    /// Whether `fp8.linears = "auto"` leaves it in bf16.
+    pub auto_leaves_in_bf16: bool,
 }
 
 /// One product, or the step of the weights, in both formats.
@@ -95,6 +97,8 @@ pub struct LeftOut {
     /// Names and shape.
     #[serde(flatten)]
     pub linear: LinearKind,
+    /// Whether `fp8.linears = "auto"` leaves it in bf16.
+    pub auto_leaves_in_bf16: bool,
     /// Why.
     pub reason: String,
 }
@@ -117,15 +121,17 @@ pub fn run(config: &Config, settings: Settings, observe: &mut dyn FnMut(Event)) 
     };
     // As `jevons train` does.
     jevons_sys::keep_freed_memory();
-    let choices = config.moe.as_ref().map_or(1, |moe| moe.num_experts_per_tok);
     for linear in config.linears(settings.tokens) {
         observe(Event::Now(linear.names.join(", ")));
         let experts_run = experts_run(&linear);
         match room(&linear, experts_run, settings.quick) {
-            Err(reason) => report.left_out.push(LeftOut { linear, reason }),
+            Err(reason) => {
+                let auto_leaves_in_bf16 = !linear.worth_fp8();
+                report.left_out.push(LeftOut { linear, auto_leaves_in_bf16, reason })
+            }
             Ok(()) => {
                 let budget = Duration::try_from_secs_f64(settings.seconds_per_row.max(0.0)).unwrap_or(Duration::MAX);
-                let case = Case::new(&ops, &linear, experts_run, choices);
+                let case = Case::new(&ops, &linear, experts_run);
                 // Among the workers, as a step of training is.
                 report.rows.push(rayon::scope(|_| case.row(linear, budget)));
             }
@@ -193,7 +199,7 @@ const STEP: AdamW = AdamW {
 };
 
 impl<'a> Case<'a> {
-    fn new(ops: &'a Ops, linear: &LinearKind, experts: usize, choices: usize) -> Self {
+    fn new(ops: &'a Ops, linear: &LinearKind, experts: usize) -> Self {
         let (n, k, rows) = (linear.outputs, linear.inputs, linear.tokens * experts);
         // The values do not matter to the time, as long as none is subnormal.
         let values = |len: usize| (0..len).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect::<Vec<_>>();
@@ -205,7 +211,7 @@ impl<'a> Case<'a> {
             (0..experts).map(|_| Matrix::from_f32(Dtype::Bf16, &w, n, k)).collect(),
             (0..experts).map(|_| Matrix::quantized(SCALE, &w, n, k)).collect(),
         ];
-        let tokens = rows.div_ceil(choices);
+        let tokens = rows.div_ceil(linear.choices);
         let quantised = match (linear.experts > 1, linear.is_down()) {
             (false, _) => [vec![bf16(rows)], vec![f32(rows)], vec![bf16(rows)]],
             // Gradients are weighted by the gate before they meet what the expert computed, and quantised again.
@@ -239,7 +245,8 @@ impl<'a> Case<'a> {
         let all = |run: &[[f64; 2]; PARTS], format: usize| run[..3].iter().map(|p| p[format]).sum::<f64>();
         let ratio = median(runs.iter().map(|r| all(r, BF16) / all(r, FP8)).collect());
         let [fprop, dgrad, wgrad, weights] = [0, 1, 2, 3].map(product);
-        Row { linear, experts_run, fprop, dgrad, wgrad, weights, ratio, helped: ratio >= 1.0 }
+        let (helped, auto_leaves_in_bf16) = (ratio >= 1.0, !linear.worth_fp8());
+        Row { linear, experts_run, fprop, dgrad, wgrad, weights, ratio, helped, auto_leaves_in_bf16 }
     }
 
     /// Seconds of each product in each format.

@@ -13,7 +13,7 @@ mod random;
 
 pub use adapter::Adapter;
 pub use config::{Config, MlaForm};
-pub use jevons_layers::{Fp8, Wgrad};
+pub use jevons_layers::{Fp8, Linears, Wgrad};
 pub use linears::LinearKind;
 pub use model::{
     Extend, KvCache, LoadOptions, MicroBatch, Model, ModelError, NonFinite, PassOptions, PassOutput, Precision,

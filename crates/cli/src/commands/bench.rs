@@ -68,7 +68,7 @@ enum What {
 struct LinearsArgs {
     /// config.json, checkpoint folder, run folder, or org/name [default: the built-in model]
     model: Option<PathBuf>,
-    /// Tokens of a pass: micro_batch_sequences times sequence_length of a recipe [default: 8 times 512, or the context if it is shorter]
+    /// Tokens of a step: sequences times sequence_length of a recipe [default: 8 times 512, or the context if it is shorter]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     tokens: Option<u32>,
     #[command(flatten)]
@@ -233,7 +233,7 @@ fn print_linears(measured: &Linears, name: &str, out: &mut impl Write) -> anyhow
     let tokens = grouped(measured.settings.tokens as u64);
     report
         .section("Machine", &machine_rows(&measured.cpu, measured.threads, measured.instruction_set, measured.load))?;
-    report.section("Model", &[row("name", name), row("a pass", format!("{tokens} tokens"))])?;
+    report.section("Model", &[row("name", name), row("a step", format!("{tokens} tokens"))])?;
     let header = ["", "in x out", "tokens", "bf16", "FP8", "y", "dx", "dW", "all", "step"];
     let cells: Vec<_> = measured.rows.iter().map(linear_cells).collect();
     report.table("Linears, three products", &header, &cells)?;
@@ -251,7 +251,9 @@ fn print_linears(measured: &Linears, name: &str, out: &mut impl Write) -> anyhow
         false => rows.iter().flat_map(|l| &l.names).map(String::as_str).collect::<Vec<_>>().join(", "),
     };
     let not_helped = measured.rows.iter().filter(|r| !r.helped).map(|r| &r.linear).collect();
-    report.section("FP8", &[row("does not help", names(not_helped))])?;
+    let kinds = measured.rows.iter().map(|r| &r.linear).chain(measured.left_out.iter().map(|l| &l.linear));
+    let left = kinds.filter(|l| !l.worth_fp8()).collect();
+    report.section("FP8", &[row("does not help", names(not_helped)), row("\"auto\" leaves in bf16", names(left))])?;
     let left_out: Vec<_> = measured.left_out.iter().map(|l| (l.linear.names.join(", "), l.reason.clone())).collect();
     Ok(report.section("Left out", &left_out)?)
 }
