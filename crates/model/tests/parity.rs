@@ -192,8 +192,13 @@ fn bf16_logits_stay_near_those_of_transformers() {
 }
 
 /// Training in FP8 as it is by default.
-const FP8: Precision = Precision::Fp8(Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: false });
-const RETILE: Fp8 = Fp8 { scale: ScaleFormat::F32, wgrad: Wgrad::Retile, gradient_blocks: true };
+const FP8: Precision = Precision::Fp8(Fp8 {
+    scale: ScaleFormat::Ue8m0,
+    wgrad: Wgrad::Reuse,
+    gradient_blocks: false,
+    linears: Linears::All,
+});
+const RETILE: Fp8 = Fp8 { scale: ScaleFormat::F32, wgrad: Wgrad::Retile, gradient_blocks: true, linears: Linears::All };
 
 #[test]
 fn fp8_logits_and_gradients_stay_near_those_of_f32() {

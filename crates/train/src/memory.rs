@@ -114,7 +114,8 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
         Precision::Fp8(_) => WeightFormat::Fp8,
     }) as usize;
     // What is left in bf16 takes two bytes instead of one and a scale per block.
-    let more = |l: &LinearKind| l.count * (l.inputs * l.outputs - 4 * l.inputs.div_ceil(128) * l.outputs.div_ceil(128));
+    let scales = |l: &LinearKind| 4 * l.inputs.div_ceil(128) * l.outputs.div_ceil(128);
+    let more = |l: &LinearKind| l.count * (l.inputs * l.outputs).saturating_sub(scales(l));
     let weights = weights + s.precision.left_in_bf16(&config.clone().without_mtp()).iter().map(more).sum::<usize>();
     let left: Vec<String> = s.precision.left_in_bf16(config).into_iter().flat_map(|l| l.names).collect();
     let mtp_weights = config.account().mtp().map_or(0, |mtp| mtp.total.parameters as usize * a);
