@@ -1,12 +1,13 @@
 //! How fast models and products run on this machine, beside what the machine allows.
 //!
-//! Reading order: [`report`] (what comes out), [`roofline`] (the limit of a piece of work), [`timing`] (how often it runs), [`model`] and
-//! [`gemm`] (what is run), [`plot`] (the picture). What work costs comes from `jevons_model::account`, how fast the machine is from
-//! `jevons_kernels::measure`; nothing here counts or measures that a second time. [`accumulate`] stands apart: it tells errors, not times.
+//! Reading order: [`report`] (what comes out), [`roofline`] (the limit of a piece of work), [`timing`] (how often it runs), [`model`],
+//! [`gemm`] and [`linears`] (what is run), [`plot`] (the picture). What work costs comes from `jevons_model::account`, how fast the machine is
+//! from `jevons_kernels::measure`; nothing here counts or measures that a second time. [`accumulate`] stands apart: it tells errors, not times.
 #![forbid(unsafe_code)]
 
 pub mod accumulate;
 pub mod gemm;
+pub mod linears;
 pub mod model;
 pub mod plot;
 pub mod report;

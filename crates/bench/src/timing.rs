@@ -43,14 +43,22 @@ impl Times {
 ///
 /// # Errors
 /// What `run` returned.
-pub fn repeat<E>(budget: Duration, mut run: impl FnMut(usize) -> Result<f64, E>) -> Result<Times, E> {
+pub fn repeat<E>(budget: Duration, run: impl FnMut(usize) -> Result<f64, E>) -> Result<Times, E> {
+    Ok(Times::of(samples(budget, run)?))
+}
+
+/// As [`repeat`], with everything that each run returned.
+///
+/// # Errors
+/// What `run` returned.
+pub fn samples<S, E>(budget: Duration, mut run: impl FnMut(usize) -> Result<S, E>) -> Result<Vec<S>, E> {
     let start = Instant::now();
     let first = run(0)?;
-    let mut seconds = if start.elapsed() > budget / 2 { vec![first] } else { vec![] };
-    while seconds.is_empty() || (start.elapsed() < budget && seconds.len() < MOST) {
-        seconds.push(run(seconds.len() + 1)?);
+    let mut samples = if start.elapsed() > budget / 2 { vec![first] } else { vec![] };
+    while samples.is_empty() || (start.elapsed() < budget && samples.len() < MOST) {
+        samples.push(run(samples.len() + 1)?);
     }
-    Ok(Times::of(seconds))
+    Ok(samples)
 }
 
 /// Seconds that `f` takes.

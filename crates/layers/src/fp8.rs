@@ -25,6 +25,21 @@ pub struct Fp8 {
     pub wgrad: Wgrad,
     /// Whether output gradients are quantised in 128 × 128 blocks instead of 1 × 128 tiles: an experiment that diverges in long runs.
     pub gradient_blocks: bool,
+    /// Which matrices become codes; a linear with another matrix computes as in bf16 and keeps its input so.
+    pub linears: Linears,
+}
+
+/// Linears that compute in FP8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Linears {
+    /// Of attention, feed-forward and experts all, as DeepSeek-V3.
+    #[default]
+    All,
+    /// Of these the ones whose quantising costs little beside their products, told from their shape.
+    Auto {
+        /// Tokens of an optimizer step.
+        tokens: usize,
+    },
 }
 
 /// Operands of a weight gradient.
@@ -40,7 +55,7 @@ pub enum Wgrad {
 impl Default for Fp8 {
     /// Scales that are powers of two, gradients in 1 × 128 tiles, used twice.
     fn default() -> Self {
-        Self { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: false }
+        Self { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: false, linears: Linears::All }
     }
 }
 
@@ -53,7 +68,7 @@ pub struct Input<'a> {
 impl<'a> Input<'a> {
     /// `x` for these linears.
     pub fn new(ops: &Ops, w: &Weights, linears: &[ParamId], x: &'a Tensor) -> Self {
-        let fp8 = w.fp8().filter(|_| linears.iter().any(|id| w.is_fp8(*id)));
+        let fp8 = linears.iter().find_map(|id| w.fp8_of(*id));
         let fp8 = fp8.map(|fp8| ops.fp8_numbers(x, Tiles::Rows, &[0, x.rows], BLOCK_MAX_FLOOR, fp8.scale));
         Self { plain: x, fp8 }
     }
@@ -61,7 +76,7 @@ impl<'a> Input<'a> {
     /// The operand of one of them.
     pub(crate) fn of(&self, w: &Weights, linear: ParamId) -> &Tensor {
         match &self.fp8 {
-            Some(x) if w.fp8().is_some() && w.is_fp8(linear) => x,
+            Some(x) if w.fp8_of(linear).is_some() => x,
             _ => self.plain,
         }
     }
@@ -75,12 +90,12 @@ pub(crate) fn gradient<'a>(
     dy: &'a Tensor,
     offsets: &[usize],
 ) -> Cow<'a, Tensor> {
-    match w.fp8() {
-        Some(fp8) if w.is_fp8(linear) => {
+    match w.fp8_of(linear) {
+        Some(fp8) => {
             let tiles = if fp8.gradient_blocks { Tiles::Blocks } else { Tiles::Rows };
             Cow::Owned(ops.fp8_numbers(dy, tiles, offsets, GRADIENT_MAX_FLOOR, fp8.scale))
         }
-        _ => Cow::Borrowed(dy),
+        None => Cow::Borrowed(dy),
     }
 }
 
@@ -101,15 +116,15 @@ pub(crate) fn retiled<'a>(
     offsets: &[usize],
     floor: f32,
 ) -> Cow<'a, Tensor> {
-    match w.fp8() {
-        Some(fp8) if fp8.wgrad == Wgrad::Retile && w.is_fp8(linear) => {
+    match w.fp8_of(linear) {
+        Some(fp8) if fp8.wgrad == Wgrad::Retile => {
             Cow::Owned(ops.fp8_numbers(x, Tiles::Columns, offsets, floor, fp8.scale))
         }
         _ => Cow::Borrowed(x),
     }
 }
 
-/// An activation between forward and backward.
+/// An input of a linear between forward and backward, or what that input is made of.
 pub(crate) enum Kept {
     /// As it is.
     Plain(Tensor),
@@ -118,17 +133,17 @@ pub(crate) enum Kept {
 }
 
 impl Kept {
-    /// In one byte (E4M3) if the model computes in FP8.
-    pub fn new(ops: &Ops, w: &Weights, x: Tensor) -> Self {
-        match w.fp8() {
+    /// In one byte (E4M3) if `linear` computes in FP8.
+    pub fn new(ops: &Ops, w: &Weights, linear: ParamId, x: Tensor) -> Self {
+        match w.fp8_of(linear) {
             Some(fp8) => Self::Fp8(ops.fp8_keep(&x, fp8.scale)),
             None => Self::Plain(x),
         }
     }
 
     /// In twelve bits (E5M6), for what attention reads again: sums of values are sensitive.
-    pub fn new_e5m6(ops: &Ops, w: &Weights, x: Tensor) -> Self {
-        match w.fp8() {
+    pub fn new_e5m6(ops: &Ops, w: &Weights, linear: ParamId, x: Tensor) -> Self {
+        match w.fp8_of(linear) {
             Some(_) => Self::Fp8(ops.e5m6_keep(&x)),
             None => Self::Plain(x),
         }

@@ -57,7 +57,7 @@ impl Gqa {
         ops.rope(&mut k, self.layout(self.shape.kv_heads), &batch.angles);
         let (o, lse) = ops.attention(self.shape, &q, &k, &v, &mut sequences(batch, kv));
         let y = self.o.forward(ops, w, &o);
-        (y, Saved { q, k, v, o: Kept::new_e5m6(ops, w, o), lse })
+        (y, Saved { q, k, v, o: Kept::new_e5m6(ops, w, self.o.weight, o), lse })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to all gradients and to `dx`: f32 `[T, D]`.

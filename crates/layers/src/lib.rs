@@ -21,7 +21,7 @@ mod swiglu;
 
 pub use batch::Batch;
 pub use block::{Attention, Block, Ffn, Keep, Saved as BlockSaved};
-pub use fp8::{Fp8, Input, Wgrad};
+pub use fp8::{Fp8, Input, Linears, Wgrad};
 pub use gate::{Balance, Gate};
 pub use gqa::Gqa;
 pub use linear::Linear;

@@ -198,7 +198,7 @@ impl Mla {
         let (o, lse) = ops.attention(self.shape(), &up.q, &up.k, &up.v, &mut sequences(batch, kv));
         let y = self.o.forward(ops, w, &o);
         let normed = up.normed.filter(|_| w.fp8().is_none());
-        (y, Saved { q_raw, kv_raw, o: Kept::new_e5m6(ops, w, o), lse, up: Some(Up { normed, ..up }) })
+        (y, Saved { q_raw, kv_raw, o: Kept::new_e5m6(ops, w, self.o.weight, o), lse, up: Some(Up { normed, ..up }) })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`.

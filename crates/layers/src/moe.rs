@@ -55,7 +55,8 @@ impl Moe {
         let y = ops.grouped_matmul(a.of(w, self.downs[0]), &routing.offsets, &of(w, &self.downs));
         let (shared, saved) = self.shared.map(|s| s.forward(ops, w, x)).unzip();
         let y = ops.combine(&y, &routing, shared.as_ref());
-        (y, Saved { routing, g: Kept::new(ops, w, g), u: Kept::new(ops, w, u), shared: saved })
+        let keep = |x| Kept::new(ops, w, self.downs[0], x);
+        (y, Saved { routing, g: keep(g), u: keep(u), shared: saved })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to all gradients; returns `dx`: f32 `[T, D]`, and the balance loss.

@@ -87,6 +87,11 @@ impl Weights {
         self.fp8
     }
 
+    /// How the linear with this matrix computes in FP8; `None`: it takes bf16 activations.
+    pub fn fp8_of(&self, linear: ParamId) -> Option<Fp8> {
+        self.fp8.filter(|_| self.is_fp8(linear))
+    }
+
     /// Whether this is a matrix of FP8 codes.
     pub fn is_fp8(&self, id: ParamId) -> bool {
         matches!(&self.params[id.0], Param::Matrix(m) if m.is_fp8())

@@ -31,7 +31,8 @@ impl SwiGlu {
     pub fn forward(&self, ops: &Ops, w: &Weights, x: &Tensor) -> (Tensor, Saved) {
         let [g, u] = Linear::forward_all([&self.gate, &self.up], ops, w, x);
         let y = self.down.forward(ops, w, &ops.silu_mul(&g, &u));
-        (y, Saved { g: Kept::new(ops, w, g), u: Kept::new(ops, w, u) })
+        let keep = |x| Kept::new(ops, w, self.down.weight, x);
+        (y, Saved { g: keep(g), u: keep(u) })
     }
 
     /// `dy`: f32 `[T, D]`. Adds to the gradients of the three weights; returns `dx`: f32 `[T, D]`.

@@ -6,7 +6,7 @@ use jevons_kernels::{
     formats::{BLOCK_MAX_FLOOR, E4M3_MAX, GRADIENT_MAX_FLOOR, block_scale_to, from_e4m3, to_e4m3},
     math::round_bf16,
 };
-use jevons_layers::{Balance, Fp8, Gate, Grads, Input, Linear, Moe, Param, ParamId, SwiGlu, Weights, Wgrad};
+use jevons_layers::{Balance, Fp8, Gate, Grads, Input, Linear, Linears, Moe, Param, ParamId, SwiGlu, Weights, Wgrad};
 use proptest::prelude::*;
 
 /// Deterministic values in (−1, 1), a few of them large.
@@ -52,7 +52,7 @@ proptest! {
     ) {
         let ops = Ops::new().unwrap();
         let scale = if powers { ScaleFormat::Ue8m0 } else { ScaleFormat::F32 };
-        let fp8 = Fp8 { scale, wgrad: if retile { Wgrad::Retile } else { Wgrad::Reuse }, gradient_blocks };
+        let fp8 = Fp8 { scale, wgrad: if retile { Wgrad::Retile } else { Wgrad::Reuse }, gradient_blocks, linears: Linears::All };
         let (w, bias) = (values(seed, n * k), values(seed + 1, n));
         let params = vec![Param::Matrix(Matrix::quantized(scale, &w, n, k)), Param::Vector(bias.clone())];
         let weights = Weights::new(Dtype::Bf16, params).with_fp8(Some(fp8));
@@ -115,10 +115,10 @@ fn both(shapes: &[(usize, usize)], plain: &[usize], fp8: Fp8) -> [Weights; 2] {
 }
 
 const ALL: [Fp8; 4] = [
-    Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: false },
-    Fp8 { scale: ScaleFormat::F32, wgrad: Wgrad::Reuse, gradient_blocks: false },
-    Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Retile, gradient_blocks: false },
-    Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: true },
+    Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: false, linears: Linears::All },
+    Fp8 { scale: ScaleFormat::F32, wgrad: Wgrad::Reuse, gradient_blocks: false, linears: Linears::All },
+    Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Retile, gradient_blocks: false, linears: Linears::All },
+    Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: true, linears: Linears::All },
 ];
 
 /// A number of E4M3 is off by 1/16 at most and by 3 % in the mean; a gradient passes through a few of them.
@@ -200,6 +200,82 @@ fn gradients_of_experts_are_near_those_in_f32_and_the_gate_stays_in_bf16() {
         for (i, (a, b)) in quantised.0.iter().zip(&exact.0).enumerate() {
             let error = relative(a, b);
             assert!(error < 2.0 * NEAR, "{fp8:?}: {i}: {error}");
+        }
+    }
+}
+
+#[test]
+fn linears_left_in_bf16_give_the_numbers_of_bf16_and_the_others_those_of_fp8() {
+    let (t, d, f) = (70, 150, 140);
+    let ops = Ops::new().unwrap();
+    let linear = |i| Linear { weight: ParamId(i), bias: None };
+    let layer = SwiGlu { gate: linear(0), up: linear(1), down: linear(2) };
+    let shapes = [(f, d), (f, d), (d, f)];
+    let bf16 = |x: Vec<f32>, cols: usize| Tensor::from_f32(x, cols).to_dtype(Dtype::Bf16);
+    let x = bf16(values(1, t * d), d);
+    let dy = small(2, t, d);
+    for fp8 in ALL {
+        // Every choice of what is left.
+        for left in 0..8 {
+            let plain: Vec<usize> = (0..3).filter(|i| left >> i & 1 == 1).collect();
+            let [exact, weights] = both(&shapes, &plain, fp8);
+            let numbers =
+                |x: &[f32], cols: usize, tile: [usize; 2]| quantised(x, cols, tile, BLOCK_MAX_FLOOR, fp8.scale);
+            let slopes =
+                |x: &[f32], cols: usize, tile: [usize; 2]| quantised(x, cols, tile, GRADIENT_MAX_FLOOR, fp8.scale);
+            let w = [0, 1, 2].map(|i: usize| {
+                let ((n, k), w) = (shapes[i], exact[ParamId(i)].to_vec_f32());
+                let w = if plain.contains(&i) { w } else { numbers(&w, k, [128, 128]) };
+                Matrix::from_f32(Dtype::Bf16, &w, n, k)
+            });
+            // Operands of linear `i`, and then nothing but the products of bf16.
+            let input = |i: usize, x: &Tensor| match plain.contains(&i) {
+                true => x.clone(),
+                false => bf16(numbers(&x.to_vec_f32(), x.cols, [1, 128]), x.cols),
+            };
+            let gradient = |i: usize, dy: &Tensor| match plain.contains(&i) {
+                true => dy.clone(),
+                false => bf16(slopes(dy.f32(), dy.cols, [if fp8.gradient_blocks { 128 } else { 1 }, 128]), dy.cols),
+            };
+            let retiled = |i: usize| !plain.contains(&i) && fp8.wgrad == Wgrad::Retile;
+            let again = |i: usize, x: Tensor| match retiled(i) {
+                true => bf16(numbers(&x.to_vec_f32(), x.cols, [128, 1]), x.cols),
+                false => x,
+            };
+            let gradient_again = |i: usize, dy: Tensor| match retiled(i) {
+                true => bf16(slopes(&dy.to_vec_f32(), dy.cols, [128, 1]), dy.cols),
+                false => dy,
+            };
+            let weight_grad = |i: usize, dy: &Tensor, x: &Tensor| {
+                let mut dw = vec![0.0; shapes[i].0 * shapes[i].1];
+                ops.matmul_weight_grad(&gradient_again(i, gradient(i, dy)), &again(i, input(i, x)), &mut dw);
+                dw
+            };
+            let forward = |i: usize, x: &Tensor| ops.matmul(&input(i, x), &w[i], None, Dtype::Bf16);
+            let (g, u) = (forward(0, &x), forward(1, &x));
+            let y = forward(2, &ops.silu_mul(&g, &u));
+            // What the down-projection is made of is kept as it takes its input.
+            let kept = |x: &Tensor| match plain.contains(&2) {
+                true => x.clone(),
+                false => bf16(numbers(&x.to_vec_f32(), f, [1, 128]), f),
+            };
+            let (g, u) = (kept(&g), kept(&u));
+            let a = ops.silu_mul(&g, &u);
+            let da = ops.matmul_input_grad(&gradient(2, &dy), &w[2]);
+            let (dg, du) = ops.silu_mul_grad(&g, &u, &da);
+            let mut dx = ops.matmul_input_grad(&gradient(0, &dg), &w[0]);
+            ops.add_matmul_input_grad(&gradient(1, &du), &w[1], &mut dx);
+
+            let mut grads = Grads::zeros(shapes.map(|(n, k)| Some(n * k)));
+            let (got_y, saved) = layer.forward(&ops, &weights, &x);
+            assert_eq!(got_y, y, "{fp8:?} {plain:?}");
+            assert_eq!(saved.bytes(), 2 * t * if plain.contains(&2) { 2 * f } else { f + 4 * 2 }, "{plain:?}");
+            assert_eq!(layer.backward(&ops, &weights, &mut grads, &x, &saved, &dy), dx, "{fp8:?} {plain:?}");
+            for (i, dw) in
+                [weight_grad(0, &dg, &x), weight_grad(1, &du, &x), weight_grad(2, &dy, &a)].iter().enumerate()
+            {
+                assert_eq!(bits(grads.get(ParamId(i)).unwrap()), bits(dw), "{fp8:?} {plain:?} {i}");
+            }
         }
     }
 }

@@ -73,6 +73,11 @@ impl Component {
     pub(crate) fn in_fp8(name: &str) -> bool {
         Self::of(name).1
     }
+
+    /// Whether a tensor of this name is of an expert that tokens choose.
+    pub(crate) fn is_routed(name: &str) -> bool {
+        Self::of(name).0 == Self::RoutedExperts
+    }
 }
 
 /// A number format for all weights.

@@ -16,7 +16,7 @@ use jevons_kernels::{
 };
 use jevons_layers::{
     self as layers, Attention, Balance, Batch, Block, BlockSaved, Ffn, Fp8, Gate, Gqa, Grads, IGNORE, Keep, LatentUp,
-    Linear, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
+    Linear, Linears, Mla, Moe, Mtp, MtpRows, Param, ParamId, Query, RmsNorm, SwiGlu, Weights,
 };
 use rayon::prelude::*;
 
@@ -25,6 +25,7 @@ use crate::{
     adapter::{Adapter, AdapterError, Direction},
     checkpoint::{Checkpoint, CheckpointError},
     config::{self, Config, ConfigError, MlaForm, TensorSpec, TopkMethod},
+    linears::LinearKind,
 };
 
 /// Number format of the matrix products.
@@ -51,6 +52,24 @@ impl Precision {
         match self {
             Self::Fp8(fp8) => Some(fp8),
             Self::F32 | Self::Bf16 => None,
+        }
+    }
+
+    /// The linears that are left in bf16 by [`Fp8::linears`], by kind; none in other precisions.
+    pub fn left_in_bf16(self, config: &Config) -> Vec<LinearKind> {
+        match self.fp8().map(|fp8| fp8.linears) {
+            Some(Linears::Auto { tokens }) => config.linears(tokens).into_iter().filter(|l| !l.worth_fp8()).collect(),
+            _ => vec![],
+        }
+    }
+
+    /// Whether this parameter is of those.
+    fn leaves_in_bf16(self, config: &Config, spec: &TensorSpec) -> bool {
+        match self.fp8().map(|fp8| fp8.linears) {
+            Some(Linears::Auto { tokens }) => {
+                LinearKind::of(config, &spec.name, &spec.shape, tokens).is_some_and(|l| !l.worth_fp8())
+            }
+            _ => false,
         }
     }
 
@@ -93,8 +112,12 @@ pub struct Quantize {
 }
 
 impl Quantize {
-    pub(crate) fn takes(self, config: &Config, spec: &TensorSpec) -> bool {
-        spec.shape.len() == 2 && (Component::in_fp8(&spec.name) || self.head && spec.name == config.head_name())
+    /// `precision`: of the products.
+    pub(crate) fn takes(self, config: &Config, precision: Precision, spec: &TensorSpec) -> bool {
+        let left = precision.leaves_in_bf16(config, spec);
+        spec.shape.len() == 2
+            && !left
+            && (Component::in_fp8(&spec.name) || self.head && spec.name == config.head_name())
     }
 }
 
@@ -284,7 +307,7 @@ impl Model {
             Some(adapter) if changed.contains(spec.name.as_str()) => {
                 let mut values = file.read_f32(&spec.name, &spec.shape)?;
                 adapter.apply(spec, &mut values, Direction::Merge)?;
-                Ok::<_, ModelError>(match (&spec.shape[..], quantize.filter(|q| q.takes(config, spec))) {
+                Ok::<_, ModelError>(match (&spec.shape[..], quantize.filter(|q| q.takes(config, precision, spec))) {
                     (&[n, k], Some(q)) if !is_absorbed(form, spec) => {
                         Param::Matrix(Matrix::quantized(q.scale, &values, n, k))
                     }
@@ -652,7 +675,7 @@ pub(crate) fn param(config: &Config, precision: Precision, mla: MlaForm, spec: &
         return Param::LatentUp(LatentUp::new(precision.dtype(), values, latent_heads(config), *kv_lora_rank));
     }
     match (&spec.shape[..], precision) {
-        (&[n, k], Precision::Fp8(fp8)) if Component::in_fp8(&spec.name) => {
+        (&[n, k], Precision::Fp8(fp8)) if Component::in_fp8(&spec.name) && !precision.leaves_in_bf16(config, spec) => {
             Param::Matrix(Matrix::quantized(fp8.scale, values, n, k))
         }
         (&[n, k], _) => Param::Matrix(Matrix::from_f32(precision.dtype(), values, n, k)),
@@ -689,7 +712,9 @@ fn stored_param(
             released = done;
         }
     };
-    if let (Precision::Bf16 | Precision::Fp8(_), Some(scales)) = (precision, stored.scales()) {
+    if let (Precision::Bf16 | Precision::Fp8(_), Some(scales)) = (precision, stored.scales())
+        && !precision.leaves_in_bf16(config, spec)
+    {
         // The numbers are the same as expanded, in half the memory.
         let mut matrix = Matrix::zeros_fp8(scales.to_vec(), n, k);
         let rows = (PIECE / k.max(1)).next_multiple_of(16);
@@ -700,7 +725,7 @@ fn stored_param(
         }
         return Ok(Param::Matrix(matrix));
     }
-    let quantize = quantize.filter(|q| q.takes(config, spec)).map(|q| q.scale);
+    let quantize = quantize.filter(|q| q.takes(config, precision, spec)).map(|q| q.scale);
     let matrix = matrix_in_pieces(precision, quantize, n, k, |rows, piece| {
         stored.read(rows.clone(), piece)?;
         release(rows.end);

@@ -27,7 +27,7 @@ impl Model {
         let config = config.without_mtp();
         let form = mla.unwrap_or_else(|| config.default_mla_form());
         Self::build(config, precision, form, |config, id, spec| {
-            let quantize = quantize.filter(|q| q.takes(config, spec)).map(|q| q.scale);
+            let quantize = quantize.filter(|q| q.takes(config, precision, spec)).map(|q| q.scale);
             Ok::<_, Infallible>(random(config, precision, form, quantize, id.0, spec, seed))
         })
     }

@@ -2,14 +2,16 @@
 //! bit promise on the same models. How the folders were made stands in `tests/golden/README.md`.
 
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
 };
 
 use jevons_kernels::{Isa, Ops};
-use jevons_layers::{IGNORE, Keep, ParamId};
+use jevons_layers::{IGNORE, Keep, Param, ParamId};
 use jevons_model::{
-    Extend, Fp8, LoadOptions, MicroBatch, MlaForm, Model, PassOptions, Precision, Wgrad, config::ScaleFormat,
+    Config, Extend, Fp8, Linears, LoadOptions, MicroBatch, MlaForm, Model, PassOptions, Precision, Wgrad,
+    config::{ScaleFormat, TensorSpec},
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -192,8 +194,13 @@ fn bf16_logits_stay_near_those_of_transformers() {
 }
 
 /// Training in FP8 as it is by default.
-const FP8: Precision = Precision::Fp8(Fp8 { scale: ScaleFormat::Ue8m0, wgrad: Wgrad::Reuse, gradient_blocks: false });
-const RETILE: Fp8 = Fp8 { scale: ScaleFormat::F32, wgrad: Wgrad::Retile, gradient_blocks: true };
+const FP8: Precision = Precision::Fp8(Fp8 {
+    scale: ScaleFormat::Ue8m0,
+    wgrad: Wgrad::Reuse,
+    gradient_blocks: false,
+    linears: Linears::All,
+});
+const RETILE: Fp8 = Fp8 { scale: ScaleFormat::F32, wgrad: Wgrad::Retile, gradient_blocks: true, linears: Linears::All };
 
 #[test]
 fn fp8_logits_and_gradients_stay_near_those_of_f32() {
@@ -219,6 +226,55 @@ fn fp8_logits_and_gradients_stay_near_those_of_f32() {
         // Random weights make the most of each rounding. Measured: 0.09 to 0.16, 0.15 to 0.39 where experts are chosen, 0.03.
         assert!(median < 0.25 && gradient < 0.6 && (loss - want_loss).abs() < 0.06, "{name}");
     }
+}
+
+/// [`FP8`], small linears left in bf16.
+fn auto(tokens: usize) -> Precision {
+    Precision::Fp8(Fp8 { linears: Linears::Auto { tokens }, ..Fp8::default() })
+}
+
+#[test]
+fn a_model_whose_linears_are_all_left_in_bf16_has_the_bits_of_bf16() {
+    for case in cases() {
+        let want = reference(&case);
+        let [bf16, left] = [Precision::Bf16, auto(4096)].map(|precision| load(&case, precision));
+        assert!(left.weights().params().iter().all(|p| !matches!(p, Param::Matrix(m) if m.is_fp8())));
+        let pass = |model: &Model| {
+            let (grads, loss) = pass(model, &want.ids, Keep::All);
+            let bits = |g: &[f32]| g.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            (grads.iter().map(|(name, g)| (name.clone(), bits(g))).collect::<Vec<_>>(), loss.to_bits())
+        };
+        assert!(pass(&bf16) == pass(&left), "{}", case.display());
+    }
+}
+
+#[test]
+fn linears_are_left_in_bf16_by_their_shape_and_the_others_are_those_of_fp8() {
+    let config = Config::from_json(
+        r#"{"model_type": "llama", "vocab_size": 64, "hidden_size": 320, "intermediate_size": 2048, "num_hidden_layers": 2,
+            "num_attention_heads": 5, "num_key_value_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": true}"#,
+    );
+    let value = |i: usize| ((i * 2_654_435_761) % 65_537) as f32 / 65_537.0 - 0.5;
+    let model = |precision| {
+        let values = |spec: &TensorSpec| Ok::<_, Infallible>((0..spec.elements()).map(value).collect());
+        Model::new(config.as_ref().unwrap().clone(), precision, values).unwrap()
+    };
+    let [bf16, all, some] = [Precision::Bf16, FP8, auto(4096)].map(model);
+    for (i, spec) in some.specs().iter().enumerate() {
+        let of = |model: &Model| match &model.weights().params()[i] {
+            Param::Matrix(m) => (m.is_fp8(), m.to_vec_f32()),
+            Param::Vector(v) => (false, v.clone()),
+            Param::LatentUp(_) => unreachable!("a llama has no latent attention"),
+        };
+        let large = ["gate_proj", "up_proj"].iter().any(|name| spec.name.contains(name));
+        assert_eq!(of(&some), of(if large { &all } else { &bf16 }), "{}", spec.name);
+        assert_eq!(of(&some).0, large, "{}", spec.name);
+    }
+    let names: Vec<String> = auto(4096).left_in_bf16(some.config()).into_iter().flat_map(|l| l.names).collect();
+    assert_eq!(names.join(" "), "self_attn.q_proj self_attn.o_proj self_attn.k_proj self_attn.v_proj mlp.down_proj");
+    // Few tokens meet the weights too seldom for any.
+    assert_eq!(auto(32).left_in_bf16(some.config()).iter().map(|l| l.names.len()).sum::<usize>(), 7);
+    assert!(FP8.left_in_bf16(some.config()).is_empty() && Precision::Bf16.left_in_bf16(some.config()).is_empty());
 }
 
 /// Weight of the loss of multi-token prediction, where a model has it.

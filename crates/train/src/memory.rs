@@ -5,7 +5,7 @@
 
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
-use jevons_model::{Config, Precision, account::WeightFormat, config::Attention};
+use jevons_model::{Config, LinearKind, Precision, account::WeightFormat, config::Attention};
 
 /// What decides the size of a step.
 #[derive(Clone, Copy, Debug)]
@@ -113,15 +113,20 @@ pub fn estimate(config: &Config, trained: usize, s: StepShape) -> Estimate {
         Precision::Bf16 => WeightFormat::Bf16,
         Precision::Fp8(_) => WeightFormat::Fp8,
     }) as usize;
+    // What is left in bf16 takes two bytes instead of one and a scale per block.
+    let scales = |l: &LinearKind| 4 * l.inputs.div_ceil(128) * l.outputs.div_ceil(128);
+    let more = |l: &LinearKind| l.count * (l.inputs * l.outputs).saturating_sub(scales(l));
+    let weights = weights + s.precision.left_in_bf16(&config.clone().without_mtp()).iter().map(more).sum::<usize>();
+    let left: Vec<String> = s.precision.left_in_bf16(config).into_iter().flat_map(|l| l.names).collect();
     let mtp_weights = config.account().mtp().map_or(0, |mtp| mtp.total.parameters as usize * a);
-    let mut per_layer: Vec<Layer> = (0..config.num_hidden_layers).map(|i| layer(config, i, tokens, s)).collect();
+    let mut per_layer: Vec<Layer> = (0..config.num_hidden_layers).map(|i| layer(config, i, tokens, s, &left)).collect();
     let d = config.hidden_size;
     let kept = |l: &Layer, tokens: usize| if s.keep == Keep::Input { tokens * d * 4 } else { l.saved };
     let mut activations = per_layer.iter().map(|l| kept(l, tokens)).sum::<usize>() + tokens * d * 4;
     if s.mtp && config.num_nextn_predict_layers > 0 {
         // The last token of each sequence has no next one; both norms' inputs and their outputs side by side are kept.
         let tokens = tokens - s.sequences;
-        let mtp = layer(config, config.num_hidden_layers, tokens, s);
+        let mtp = layer(config, config.num_hidden_layers, tokens, s, &left);
         activations += kept(&mtp, tokens) + tokens * (4 * d + 3 * a * d + 8);
         per_layer.push(mtp);
     }
@@ -149,12 +154,15 @@ struct Layer {
     working: usize,
 }
 
-fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
+/// `left`: linears in bf16 where others are in FP8.
+fn layer(c: &Config, i: usize, tokens: usize, s: StepShape, left: &[String]) -> Layer {
     let a = s.precision.dtype().size();
     let fp8 = matches!(s.precision, Precision::Fp8(_));
     let (d, h) = (c.hidden_size, c.num_attention_heads);
+    let quantised = |linear: &str| fp8 && !left.iter().any(|l| l == linear);
     // What attention returns takes twelve bits in FP8.
-    let output = |n: usize| if fp8 { (3 * n).div_ceil(2) + 4 * n.div_ceil(128) } else { a * n };
+    let in_fp8 = quantised("self_attn.o_proj");
+    let output = |n: usize| if in_fp8 { (3 * n).div_ceil(2) + 4 * n.div_ceil(128) } else { a * n };
     let (attention, attention_working) = match c.attention {
         Attention::Mla {
             q_lora_rank,
@@ -178,19 +186,20 @@ fn layer(c: &Config, i: usize, tokens: usize, s: StepShape) -> Layer {
         }
     };
     // A kept number of FP8 takes a byte, and a scale is kept for 128 of them.
-    let kept = |f: usize| if fp8 { f + 4 * f.div_ceil(128) } else { a * f };
-    let swiglu = |f: usize| (2 * kept(f), f * (4 * 3 + a) + if fp8 { 2 * a * f } else { 0 });
+    let kept = |f: usize, down: &str| if quantised(down) { f + 4 * f.div_ceil(128) } else { a * f };
+    let swiglu =
+        |f: usize, down: &str| (2 * kept(f, down), f * (4 * 3 + a) + if quantised(down) { 2 * a * f } else { 0 });
     let (ffn, ffn_working) = match &c.moe {
         Some(m) if c.is_moe_layer(i) => {
             let (k, f) = (m.num_experts_per_tok, m.moe_intermediate_size);
-            let shared = swiglu(m.n_shared_experts * f);
+            let shared = swiglu(m.n_shared_experts * f, "mlp.shared_experts.down_proj");
             let routing = 4 * (4 * k + m.n_routed_experts);
             (
-                2 * k * kept(f) + routing + shared.0,
+                2 * k * kept(f, "mlp.experts.down_proj") + routing + shared.0,
                 k * (d * (4 + a) + f * (4 * 3 + a)) + shared.1 + 4 * m.n_routed_experts,
             )
         }
-        _ => swiglu(c.intermediate_size),
+        _ => swiglu(c.intermediate_size, "mlp.down_proj"),
     };
     // In FP8 the norms are made again, and the stream after attention from what that added.
     let stream = 4 * d + 8 + if fp8 { a * d } else { 4 * d + 2 * a * d };

@@ -104,6 +104,26 @@ pub struct Fp8Section {
     pub wgrad: Fp8Wgrad,
     /// Tiles of output gradients; `block` is there to show why not.
     pub gradients: Fp8Gradients,
+    /// Which linears. The default is not written, so that runs begun before there was this key can be resumed.
+    #[serde(skip_serializing_if = "Fp8Linears::is_default")]
+    pub linears: Fp8Linears,
+}
+
+/// Linears that compute in FP8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fp8Linears {
+    /// All of attention, feed-forward and experts.
+    #[default]
+    All,
+    /// Those of them whose quantising costs little beside their products, told from their shape; the others stay in bf16.
+    Auto,
+}
+
+impl Fp8Linears {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Scales of FP8 numbers.

@@ -16,7 +16,7 @@ use std::{
 use jevons_kernels::{Dtype, ScaleFormat};
 use jevons_layers::{Keep, ParamId};
 use jevons_model::{
-    Config, Fp8, Model, ModelError, Precision, Wgrad,
+    Config, Fp8, LinearKind, Linears, Model, ModelError, Precision, Wgrad,
     checkpoint::{Checkpoint, CheckpointError, SaveDtype, save_model},
     config::{ConfigError, TensorSpec},
 };
@@ -189,6 +189,9 @@ pub fn run(
     let (config, init) = start(recipe, tokenizer.as_ref(), observe)?;
     check_fit(recipe, &config, tokenizer.as_ref())?;
     let trained = trained_parameters(recipe, &config)?;
+    if let Some(text) = chosen_linears(precision(recipe), &config) {
+        observe(Event::Notice(text));
+    }
 
     let shape = StepShape {
         sequences: recipe.batch.micro_batch_sequences,
@@ -409,9 +412,27 @@ fn precision(recipe: &Recipe) -> Precision {
                     recipe::Fp8Wgrad::Retile => Wgrad::Retile,
                 },
                 gradient_blocks: section.gradients == recipe::Fp8Gradients::Block,
+                linears: match section.linears {
+                    recipe::Fp8Linears::All => Linears::All,
+                    recipe::Fp8Linears::Auto => {
+                        Linears::Auto { tokens: recipe.batch.sequences * recipe.data.sequence_length }
+                    }
+                },
             })
         }
     }
+}
+
+/// What `fp8.linears = "auto"` comes to, for people.
+fn chosen_linears(precision: Precision, config: &Config) -> Option<String> {
+    let Precision::Fp8(Fp8 { linears: Linears::Auto { tokens }, .. }) = precision else { return None };
+    let left = precision.left_in_bf16(config);
+    let (bf16, fp8): (Vec<_>, Vec<_>) = config.linears(tokens).into_iter().partition(|l| left.contains(l));
+    let list = |kinds: Vec<LinearKind>| match kinds.is_empty() {
+        true => "none".to_owned(),
+        false => kinds.iter().flat_map(|l| &l.names).map(String::as_str).collect::<Vec<_>>().join(", "),
+    };
+    Some(format!("fp8.linears = \"auto\": in bf16 {}; in FP8 {}", list(bf16), list(fp8)))
 }
 
 fn moments(recipe: &Recipe) -> Dtype {

@@ -2,7 +2,8 @@
 //! is whole or not there.
 //!
 //! Tensors `master.NAME` (f32), `m.NAME`, `v.NAME` (f32 or bf16) for trained parameters, `frozen.NAME` (f32) for the others, selection
-//! biases among them. Metadata: `step`, `recipe` (what decides the numbers, as JSON), `tokens`, and `idle`, the expert counters.
+//! biases among them. Metadata: `step`, `recipe` (what decides the numbers, as JSON), `tokens`, and `idle`, the expert counters;
+//! `linears_in_bf16`, if a run in FP8 leaves some.
 
 use std::{
     collections::BTreeMap,
@@ -48,6 +49,20 @@ pub enum StateError {
         /// Dotted keys that differ.
         keys: Vec<String>,
     },
+    /// Another version's choice of linears.
+    #[error(
+        "{path}: fp8.linears = \"auto\" left {found} in bf16 when it was written, and {now} in this version; \
+         finish the run with the version that began it, or start a new one in another run.folder",
+        path = .path.display(), found = .found.as_deref().unwrap_or("no linear"), now = .now.as_deref().unwrap_or("no linear")
+    )]
+    Linears {
+        /// File.
+        path: PathBuf,
+        /// Kinds of linears.
+        found: Option<String>,
+        /// The same now.
+        now: Option<String>,
+    },
 }
 
 /// What a state holds besides tensors.
@@ -82,16 +97,22 @@ pub fn save(path: &Path, trainer: &Trainer, recipe: &str, tokens: u64) -> Result
         }
     }
     let idle = serde_json::to_string(&trainer.idle).expect("numbers always print");
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("step".to_owned(), trainer.optimizer.steps.to_string()),
         ("tokens".to_owned(), tokens.to_string()),
         ("recipe".to_owned(), recipe.to_owned()),
         ("idle".to_owned(), idle),
     ]);
+    metadata.extend(linears_in_bf16(&trainer.model).map(|names| ("linears_in_bf16".to_owned(), names)));
     write_safetensors(path, &metadata, &outs, |i, out| match data[i] {
         Data::Bytes(bytes) => out.write_all(bytes),
         Data::Frozen(id) => out.write_all(bytemuck::cast_slice(&values(&trainer.model, id))),
     })
+}
+
+fn linears_in_bf16(model: &Model) -> Option<String> {
+    let left = model.precision().left_in_bf16(model.config());
+    (!left.is_empty()).then(|| left.iter().flat_map(|l| &l.names).map(String::as_str).collect::<Vec<_>>().join(", "))
 }
 
 enum Data<'a> {
@@ -128,6 +149,10 @@ pub fn load(path: &Path, trainer: &mut Trainer, recipe: &str) -> Result<Progress
     let found = get("recipe")?;
     if found != recipe {
         return Err(StateError::Recipe { path: path.to_path_buf(), keys: Recipe::changed_keys(found, recipe) });
+    }
+    let (found, now) = (file.metadata().get("linears_in_bf16").cloned(), linears_in_bf16(&trainer.model));
+    if found != now {
+        return Err(StateError::Linears { path: path.to_path_buf(), found, now });
     }
     let step: u64 = get("step")?.parse().map_err(|_| bad("step"))?;
     let tokens = get("tokens")?.parse().map_err(|_| bad("tokens"))?;

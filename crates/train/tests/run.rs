@@ -9,7 +9,7 @@ use std::{
 use jevons_kernels::Dtype;
 use jevons_layers::Keep;
 use jevons_model::{
-    Config, LoadOptions, Model, Precision, Quantize,
+    Config, Fp8, Linears, LoadOptions, Model, Precision, Quantize,
     account::WeightFormat,
     checkpoint::{SaveDtype, save_model},
     config::ScaleFormat,
@@ -139,6 +139,60 @@ fn a_run_stopped_twice_and_resumed_ends_with_the_bytes_of_an_uninterrupted_one()
         };
         assert_eq!(losses("whole"), losses("parts"));
     }
+}
+
+/// Changes of [`RECIPE`] by which the dense layer's first two linears are worth FP8, and no other.
+const SOME_LARGE: [(&str, &str); 5] = [
+    ("precision", "fp8"),
+    ("fp8.linears", "auto"),
+    ("model.config.hidden_size", "320"),
+    ("model.config.intermediate_size", "2048"),
+    ("schedule.steps", "4"),
+];
+
+#[test]
+fn small_linears_stay_in_bf16_if_asked_and_the_run_says_which_and_learns_and_resumes() {
+    let (dir, path) = folder();
+    let with = |changes: &[(&str, &str)]| recipe(&path, &[&SOME_LARGE[..], changes].concat());
+    let mut notices = vec![];
+    let whole = run(&with(&[("run.folder", "whole")]), false, &AtomicBool::new(false), &mut |event| {
+        if let Event::Notice(text) = event {
+            notices.push(text);
+        }
+    })
+    .unwrap();
+    let text = notices.iter().find(|n| n.contains("fp8.linears")).unwrap();
+    assert!(text.starts_with("fp8.linears = \"auto\": in bf16 self_attn.q_a_proj, "), "{text}");
+    assert!(text.ends_with("; in FP8 mlp.gate_proj, mlp.up_proj"), "{text}");
+    let weights = whole.memory.iter().find(|c| c.name == "weights").unwrap();
+    let held = weights.used_bytes.unwrap();
+    assert!(held >= weights.estimated_bytes && held < weights.estimated_bytes * 13 / 10, "{weights:?}");
+    // Neither all in FP8 nor all in bf16.
+    let all = go(&with(&[("fp8.linears", "all"), ("run.folder", "all")]), false).unwrap();
+    let bf16 = go(&recipe(&path, &[&SOME_LARGE[2..], &[("run.folder", "bf16")]].concat()), false).unwrap();
+    assert!(whole.loss != all.loss && whole.loss != bf16.loss, "{:?}", whole.loss);
+    assert!((whole.loss.unwrap() - bf16.loss.unwrap()).abs() < 0.05, "{:?} {:?}", whole.loss, bf16.loss);
+    let used = |s: &Summary, name: &str| s.memory.iter().find(|c| c.name == name).unwrap().used_bytes.unwrap();
+    for name in ["weights", "saved activations"] {
+        assert!(used(&all, name) < used(&whole, name) && used(&whole, name) < used(&bf16, name), "{name}");
+    }
+
+    let parts = with(&[("run.folder", "parts")]);
+    assert!(go_until(&parts, false, 2).interrupted);
+    let error = go(&with(&[("run.folder", "parts"), ("fp8.linears", "all")]), true).unwrap_err().to_string();
+    assert!(error.contains("fp8.linears") && error.contains("another recipe"), "{error}");
+    assert_eq!(go(&parts, true).unwrap().loss, whole.loss);
+    let state = |run: &str| dir.path().join(run).join("state/checkpoint.safetensors");
+    assert!(fs::read(state("whole")).unwrap() == fs::read(state("parts")).unwrap());
+
+    // A state of a version that chose otherwise: one letter of the names that it holds is another.
+    let mut bytes = fs::read(state("parts")).unwrap();
+    let names = b"\"linears_in_bf16\":\"self_attn.q_a_proj";
+    let at = bytes.windows(names.len()).position(|w| w == names).unwrap() + names.len() - 1;
+    bytes[at] = b'k';
+    fs::write(state("parts"), bytes).unwrap();
+    let error = go(&parts, true).unwrap_err().to_string();
+    assert!(error.contains("left self_attn.q_a_prok") && error.contains("new one in another run.folder"), "{error}");
 }
 
 #[test]
@@ -368,7 +422,8 @@ fn an_expert_that_nobody_chooses_stops_the_run() {
 fn the_memory_of_saved_activations_is_known_exactly_before_the_first_step() {
     for case in ["deepseek-v3", "deepseek-v3-mtp", "deepseek-v2", "qwen2"] {
         let config = Config::from_file(golden(case).join("config.json")).unwrap();
-        for precision in [Precision::F32, Precision::Bf16, Precision::Fp8(Default::default())] {
+        let auto = Fp8 { linears: Linears::Auto { tokens: 60 }, ..Fp8::default() };
+        for precision in [Precision::F32, Precision::Bf16, Precision::Fp8(Fp8::default()), Precision::Fp8(auto)] {
             let model = Model::load(
                 &golden(case),
                 LoadOptions { precision: Some(precision), mtp: true, ..LoadOptions::default() },

@@ -7,10 +7,16 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use indicatif::ProgressBar;
 use jevons_bench::{
-    Event, Limits, Phase, Report as Measured, Row, Settings, model, plot, roofline::Bound, roofline::Pair,
+    Event, Limits, Phase, Report as Measured, Row, Settings,
+    linears::{self, Linears},
+    model, plot,
+    roofline::Bound,
+    roofline::Pair,
 };
-use jevons_model::{Config, Model};
+use jevons_model::{Config, LinearKind, Model};
+use jevons_sys::machine::{Cpu, Load};
 use serde_json::{Value, json};
 
 use crate::{
@@ -58,6 +64,29 @@ enum What {
     /// without its remedy, promotion to f32 every 128 elements; beside it f32 and the bf16 product of jevons. Errors by length of the
     /// sums, by promotion and by bits. The emulation is a model: docs/fp8.md says of what. Some seconds.
     Accumulate(accumulate::Args),
+    /// Measure what FP8 does to the products of training, linear by linear
+    ///
+    /// Of each linear of a model, the three products of a training pass in bf16 and in FP8, the quantising of activations and gradients
+    /// included; both formats take turns in one run. Names the linears that FP8 does not help, and those that a recipe with
+    /// fp8.linears = "auto" leaves in bf16. Only the shapes count, so a config.json will do.
+    Linears(LinearsArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct LinearsArgs {
+    /// config.json, checkpoint folder, run folder, or org/name [default: the built-in model]
+    model: Option<PathBuf>,
+    /// Tokens of a step: sequences times sequence_length of a recipe [default: 8 times 512, or the context if it is shorter]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    tokens: Option<u32>,
+    #[command(flatten)]
+    time: Timing,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -75,14 +104,20 @@ struct GemmArgs {
     threads: Option<u16>,
 }
 
-#[derive(Clone, Debug, clap::Args)]
-struct Output {
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Timing {
     /// Short runs: seconds instead of minutes, and rough figures
     #[arg(long)]
     quick: bool,
     /// Time for each row [default: 5, with --quick 0.2]
     #[arg(long, value_name = "SECONDS", value_parser = some_seconds)]
     seconds: Option<f64>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct Output {
+    #[command(flatten)]
+    time: Timing,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -135,6 +170,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     match &args.what {
         Some(What::Gemm(gemm)) => return run_gemm(gemm, out),
         Some(What::Accumulate(accumulate)) => return accumulate::run(accumulate, out),
+        Some(What::Linears(linears)) => return run_linears(linears, out),
         None => {}
     }
     args.compute.start_threads()?;
@@ -148,6 +184,12 @@ pub fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     args.output.print(&measured, name, args.random, out)
 }
 
+fn start_threads(threads: Option<u16>) -> anyhow::Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+    pool.build_global().context("cannot start the threads")
+}
+
 fn run_gemm(args: &GemmArgs, out: &mut impl Write) -> anyhow::Result<()> {
     start_threads(args.threads)?;
     let mut settings = args.output.settings(vec![Phase::Gemm])?;
@@ -159,10 +201,87 @@ fn run_gemm(args: &GemmArgs, out: &mut impl Write) -> anyhow::Result<()> {
     args.output.print(&measured, None, false, out)
 }
 
-fn start_threads(threads: Option<u16>) -> anyhow::Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
-    pool.build_global().context("cannot start the threads")
+fn run_linears(args: &LinearsArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    start_threads(args.threads)?;
+    let (name, config) = match args.model.as_deref() {
+        Some(path) if path.is_file() => (path.display().to_string(), Config::from_file(path)?),
+        path => {
+            let files = Files::open(path)?;
+            (files.name(), files.config()?)
+        }
+    };
+    let usual = Settings::new(vec![], args.time.quick);
+    let a_batch = usual.train_sequences * usual.train_length.min(config.max_position_embeddings);
+    let settings = linears::Settings {
+        tokens: args.tokens.map_or(a_batch, |n| n as usize),
+        quick: args.time.quick,
+        seconds_per_row: args.time.seconds.unwrap_or(usual.seconds_per_row),
+    };
+    let bar = progress::named_bar(config.linears(settings.tokens).len() as u64);
+    let measured = linears::run(&config, settings, &mut |event| show(&bar, event));
+    bar.finish_and_clear();
+    let measured = measured?;
+    if args.json {
+        let mut report = serde_json::to_value(&measured)?;
+        report["model"] = json!({ "name": name });
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        return Ok(writeln!(out)?);
+    }
+    print_linears(&measured, &name, out)
+}
+
+fn show(bar: &ProgressBar, event: Event) {
+    match event {
+        Event::Now(what) => bar.set_message(what),
+        Event::Done => bar.inc(1),
+    }
+}
+
+fn print_linears(measured: &Linears, name: &str, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut report = Report::new(out);
+    let tokens = grouped(measured.settings.tokens as u64);
+    report
+        .section("Machine", &machine_rows(&measured.cpu, measured.threads, measured.instruction_set, measured.load))?;
+    report.section("Model", &[row("name", name), row("a step", format!("{tokens} tokens"))])?;
+    let header = ["", "in x out", "tokens", "bf16", "FP8", "y", "dx", "dW", "all", "step"];
+    let cells: Vec<_> = measured.rows.iter().map(linear_cells).collect();
+    report.table("Linears, three products", &header, &cells)?;
+    report.line("")?;
+    report.line(&format!(
+        "y, dx, dW and all: time in bf16 over that in FP8, medians; below 1 FP8 is slower. step: the same of AdamW and \
+         the weights that follow{}.",
+        if measured.rows.iter().any(|r| r.linear.experts > 1) {
+            ". Of experts: tokens of each, times of one"
+        } else {
+            ""
+        }
+    ))?;
+    let names = |rows: Vec<&LinearKind>| match rows.is_empty() {
+        true => "none".to_owned(),
+        false => rows.iter().flat_map(|l| &l.names).map(String::as_str).collect::<Vec<_>>().join(", "),
+    };
+    let not_helped = measured.rows.iter().filter(|r| !r.helped).map(|r| &r.linear).collect();
+    let kinds = measured.rows.iter().map(|r| &r.linear).chain(measured.left_out.iter().map(|l| &l.linear));
+    let left = kinds.filter(|l| !l.worth_fp8()).collect();
+    report.section("FP8", &[row("does not help", names(not_helped)), row("\"auto\" leaves in bf16", names(left))])?;
+    let left_out: Vec<_> = measured.left_out.iter().map(|l| (l.linear.names.join(", "), l.reason.clone())).collect();
+    Ok(report.section("Left out", &left_out)?)
+}
+
+fn linear_cells(r: &linears::Row) -> Vec<String> {
+    let l = &r.linear;
+    let products = [&r.fprop, &r.dgrad, &r.wgrad];
+    let all =
+        |of: &dyn Fn(&linears::Product) -> f64| products.iter().map(|p| of(p)).sum::<f64>() / r.experts_run as f64;
+    let mut cells = vec![
+        l.names.join(", "),
+        format!("{} x {}", l.inputs, l.outputs),
+        l.tokens.to_string(),
+        time(all(&|p| p.bf16.median_s)),
+        time(all(&|p| p.fp8.median_s)),
+    ];
+    cells.extend(products.map(|p| p.ratio).into_iter().chain([r.ratio, r.weights.ratio]).map(|n| format!("{n:.3}")));
+    cells
 }
 
 /// Where the model comes from.
@@ -214,10 +333,7 @@ impl Source {
 
 fn measure(settings: &Settings, load: Option<impl FnOnce() -> anyhow::Result<Model>>) -> anyhow::Result<Measured> {
     let bar = progress::named_bar(settings.steps() as u64);
-    let result = jevons_bench::run(settings, load, &mut |event| match event {
-        Event::Now(what) => bar.set_message(what),
-        Event::Done => bar.inc(1),
-    });
+    let result = jevons_bench::run(settings, load, &mut |event| show(&bar, event));
     bar.finish_and_clear();
     result
 }
@@ -227,8 +343,8 @@ impl Output {
     /// If the picture could not be written in the end.
     fn settings(&self, phases: Vec<Phase>) -> anyhow::Result<Settings> {
         check_folder(self.plot.as_deref())?;
-        let mut settings = Settings::new(phases, self.quick);
-        if let Some(seconds) = self.seconds {
+        let mut settings = Settings::new(phases, self.time.quick);
+        if let Some(seconds) = self.time.seconds {
             settings.seconds_per_row = seconds;
         }
         Ok(settings)
@@ -249,7 +365,8 @@ impl Output {
             return Ok(writeln!(out)?);
         }
         let mut report = Report::new(out);
-        report.section("Machine", &machine_rows(measured))?;
+        let machine = machine_rows(&measured.cpu, measured.threads, measured.instruction_set, measured.load);
+        report.section("Machine", &machine)?;
         report.section("Limits, the best of before and after", &limit_rows(&measured.limits))?;
         report.section("Model", &model_rows(measured, model, random))?;
         let header = ["", "median", "min", "max", "runs", "TFLOP/s", "GB/s", "limit", "% of limit", "tokens/s"];
@@ -307,14 +424,14 @@ fn row(name: &str, text: impl Into<String>) -> (String, String) {
     (name.into(), text.into())
 }
 
-fn machine_rows(m: &Measured) -> Vec<(String, String)> {
+fn machine_rows(cpu: &Cpu, threads: usize, path: &str, load: Option<Load>) -> Vec<(String, String)> {
     vec![
-        row("processor", m.cpu.model.clone().unwrap_or_else(|| "unknown".into())),
-        row("threads", m.threads.to_string()),
-        row("path", m.instruction_set),
+        row("processor", cpu.model.clone().unwrap_or_else(|| "unknown".into())),
+        row("threads", threads.to_string()),
+        row("path", path),
         row(
             "other programs",
-            m.load.map_or("unknown".into(), |l| format!("{:.1} processors busy before", l.busy_processors)),
+            load.map_or("unknown".into(), |l| format!("{:.1} processors busy before", l.busy_processors)),
         ),
     ]
 }

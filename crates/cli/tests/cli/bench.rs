@@ -163,6 +163,53 @@ fn what_an_accumulator_loses_is_told_as_tables_json_and_a_picture() {
 }
 
 #[test]
+fn linears_are_measured_in_both_formats_and_those_that_fp8_does_not_help_are_named() {
+    let dir = tempdir().unwrap();
+    write_model(&dir.path().join("m"));
+    let args = ["bench", "linears", "m/config.json", "--quick", "--seconds", "0", "--threads", "2"];
+    let report = jevons(dir.path(), &[&args[..], &["--json"]].concat()).json();
+    let rows = report["rows"].as_array().unwrap();
+    let number = |v: &Value| v.as_f64().unwrap_or_else(|| panic!("{v}"));
+    let mut names = vec![];
+    for row in rows {
+        for product in ["fprop", "dgrad", "wgrad", "weights"] {
+            let p = &row[product];
+            assert!(number(&p["bf16"]["median_s"]) > 0.0 && number(&p["fp8"]["median_s"]) > 0.0, "{row}");
+            assert_eq!(p["bf16"]["runs"], p["fp8"]["runs"], "{row}");
+            assert!(number(&p["ratio"]) > 0.0, "{row}");
+        }
+        assert_eq!(row["helped"].as_bool().unwrap(), number(&row["ratio"]) >= 1.0, "{row}");
+        // The test model is far too small.
+        assert_eq!(row["auto_leaves_in_bf16"], true, "{row}");
+        assert!(row["experts_run"].as_u64().unwrap() <= row["experts"].as_u64().unwrap(), "{row}");
+        assert!(number(&row["inputs"]) * number(&row["outputs"]) * number(&row["count"]) > 0.0, "{row}");
+        names.extend(row["names"].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()));
+    }
+    for name in ["self_attn.o_proj", "mlp.down_proj", "mlp.experts.gate_proj", "mlp.shared_experts.up_proj"] {
+        assert!(names.iter().any(|n| n == name), "{name}: {names:?}");
+    }
+    let config: Value = serde_json::from_str(&fs::read_to_string(dir.path().join("m/config.json")).unwrap()).unwrap();
+    let o = rows.iter().find(|r| r["names"].as_array().unwrap().contains(&"self_attn.o_proj".into())).unwrap();
+    assert_eq!((&o["outputs"], &o["tokens"]), (&config["hidden_size"], &(8 * 160).into()));
+    assert_eq!((&report["model"]["name"], &report["threads"]), (&"m/config.json".into(), &2.into()));
+    assert_eq!((&report["settings"]["tokens"], &report["settings"]["quick"]), (&(8 * 160).into(), &true.into()));
+    // In words, and of a folder.
+    let text = jevons(dir.path(), &["bench", "linears", "m", "--quick", "--seconds", "0", "--tokens", "64"]).ok();
+    for words in ["Linears, three products", "in x out", "does not help", "\"auto\" leaves in bf16", "64 tokens"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let left = text.split("leaves in bf16").nth(1).unwrap();
+    assert!(left.contains("self_attn.o_proj") && left.contains("mlp.experts.down_proj"), "{text}");
+    // What is large is left out of a quick run, and judged by its shape all the same.
+    let large = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/golden/configs/DeepSeek-V3.json");
+    let report = jevons(dir.path(), &["bench", "linears", large, "--quick", "--seconds", "0", "--json"]).json();
+    let left_out = report["left_out"].as_array().unwrap();
+    assert!(report["rows"].as_array().unwrap().is_empty() && left_out.len() == 11, "{report}");
+    assert_eq!(left_out[0]["reason"], "too large for a quick run");
+    assert!(left_out.iter().all(|l| l["auto_leaves_in_bf16"] == false), "{report}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_with_a_way_out() {
     let dir = tempdir().unwrap();
     write_model(&dir.path().join("m"));
@@ -178,6 +225,7 @@ fn what_cannot_be_measured_is_refused_with_a_way_out() {
         (&["bench", "accumulate", "--k", "128,0"], "from 1 to 32768"),
         (&["bench", "accumulate", "--rows", "0"], "1..=8192"),
         (&["bench", "accumulate", "--only", "length"], "promotion"),
+        (&["bench", "linears", "--tokens", "0"], "--tokens"),
     ] {
         let err = jevons(dir.path(), args).fails(2);
         assert!(err.contains(word), "{args:?}: {err}");
@@ -187,6 +235,7 @@ fn what_cannot_be_measured_is_refused_with_a_way_out() {
         (&["bench", "m/config.json"], "--random"),
         (&["bench", "nowhere.json", "--random"], "there is no such folder"),
         (&["bench", "accumulate", "--plot", "no/such/errors.svg"], "no/such: there is no such folder"),
+        (&["bench", "linears", "nowhere"], "there is no such folder"),
         (
             &["bench", "--quick", "--seconds", "0", "--only", "prefill", "--plot", "no/such/folder.svg"],
             "no/such: there is no such folder",

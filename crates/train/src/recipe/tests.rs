@@ -77,6 +77,45 @@ fn the_documented_example_has_every_key() {
 }
 
 #[test]
+fn the_keys_of_fp8_are_in_the_example_with_their_defaults() {
+    // As it stands there, without the signs of a comment.
+    let example = Recipe::documented_example().replacen("precision = \"bf16\"", "precision = \"fp8\"", 1);
+    let mut example: Vec<&str> = example.lines().collect();
+    let first = example.iter().position(|l| l.starts_with("# [fp8]")).unwrap();
+    example[first..first + 5].iter_mut().for_each(|l| *l = l.strip_prefix("# ").unwrap());
+    let text = example.join("\n");
+    assert_eq!(Recipe::parse(&text, "e.toml").unwrap().fp8, Some(Fp8Section::default()));
+    let message = error(&text.replacen("[fp8]", "[fp8]\nlinear = \"auto\"", 1));
+    assert!(message.contains("did you mean `linears`?"), "{message}");
+    assert!(message.ends_with("here a recipe may have scale, wgrad, gradients, linears"), "{message}");
+}
+
+#[test]
+fn linears_in_fp8_are_all_or_auto_and_only_auto_changes_the_hash() {
+    let with = |key: &str| {
+        let text = SMALL.replace("seed = 3", &format!("seed = 3\nprecision = \"fp8\"\nfp8 = {{ {key} }}"));
+        Recipe::parse(&text, "r.toml")
+    };
+    let (none, all, auto) =
+        (with("").unwrap(), with("linears = \"all\"").unwrap(), with("linears = \"auto\"").unwrap());
+    assert_eq!(auto.fp8.unwrap().linears, Fp8Linears::Auto);
+    assert_eq!(all.canonical_json(), none.canonical_json());
+    assert_eq!(Recipe::changed_keys(&all.canonical_json(), &auto.canonical_json()), ["fp8.linears"]);
+    let mut changed = all.clone();
+    changed.apply_overrides(&[("fp8.linears", "auto")]).unwrap();
+    assert_eq!(changed.hash(), auto.hash());
+    let message = with("linears = \"some\"").unwrap_err().to_string();
+    assert_eq!(message, "r.toml:5: unknown variant `some`, expected `all` or `auto`");
+    let message = changed.apply_overrides(&[("fp8.linears", "none")]).unwrap_err().to_string();
+    assert_eq!(message, "--set fp8.linears: unknown variant `none`, expected `all` or `auto`");
+    let message = error(&SMALL.replace("seed = 3", "seed = 3\nfp8 = { linears = \"auto\" }"));
+    assert!(message.contains("`fp8` is given beside another precision"), "{message}");
+    let message =
+        changed.apply_overrides(&[("fp8.linears", "auto"), ("checkpoint.dtype", "fp8")]).unwrap_err().to_string();
+    assert!(message.contains("`checkpoint.dtype` is \"fp8\" beside fp8.linears"), "{message}");
+}
+
+#[test]
 fn the_values_that_the_example_calls_defaults_are_the_defaults() {
     let r = small();
     let e = Recipe::parse(Recipe::documented_example(), "e.toml").unwrap();

@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, ops::RangeBounds};
 
-use super::{Fp8Scale, Precision, Recipe, RecipeError, Source, TokenizerChoice};
+use super::{Fp8Linears, Fp8Scale, Precision, Recipe, RecipeError, SaveFormat, Source, TokenizerChoice};
 
 /// Checks with the place of the error at hand.
 struct Check<'a>(&'a Recipe);
@@ -60,6 +60,13 @@ impl Recipe {
         }
         if self.fp8.is_some() && self.precision != Precision::Fp8 {
             return Err(check.fail("fp8", "given beside another precision", "precision = \"fp8\""));
+        }
+        if self.checkpoint.dtype == SaveFormat::Fp8 && self.fp8.is_some_and(|fp8| fp8.linears == Fp8Linears::Auto) {
+            return Err(check.fail(
+                "checkpoint.dtype",
+                "\"fp8\" beside fp8.linears = \"auto\"",
+                "checkpoint.dtype = \"bf16\": the linears that the run leaves in bf16 would lose what it never rounded away",
+            ));
         }
         self.validate_model(&check)?;
         self.validate_data(&check)?;
