@@ -7,10 +7,14 @@
 //! A query never sees a later key, so a prompt cut anywhere gives the same bits.
 //!
 //! A **latent cache** ([`KvBlocks::latent`]) holds one key for all heads, whose first `Dv` numbers are the value as well: the absorbed
-//! form of latent attention.
+//! form of latent attention. A cache **in FP8** ([`KvBlocks::fp8`]) holds a byte per number; what it computes is all the above on the numbers that its
+//! codes mean.
 //!
 //! Source: Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135 (backward).
 //! Shapes: `H` query heads share `G` key heads; `Dk`, `Dv` head widths; `q` `[T, H·Dk]`, `k` `[T, G·Dk]`, `v` `[T, G·Dv]`.
+
+mod cache;
+mod fp8;
 
 use std::ops::Range;
 
@@ -30,6 +34,9 @@ use crate::{
     tensor::{Dtype, Element, Tensor, with_element},
 };
 
+pub use cache::KvBlocks;
+use cache::{AnyKv, Blocks};
+
 /// Keys of a block.
 pub const BLOCK: usize = 64;
 /// Blocks of a segment.
@@ -48,201 +55,6 @@ pub struct HeadShape {
     pub dv: usize,
     /// Multiplies every score.
     pub scale: f32,
-}
-
-/// Keys (after rope) and values of one sequence in one layer, packed block by block.
-#[derive(Clone)]
-pub struct KvBlocks(AnyKv);
-
-#[derive(Clone)]
-enum AnyKv {
-    F32(Kv<f32>),
-    Bf16(Kv<bf16>),
-}
-
-impl KvBlocks {
-    /// Empty.
-    pub fn new(dtype: Dtype, shape: HeadShape) -> Self {
-        Self(match dtype {
-            Dtype::F32 => AnyKv::F32(Kv::new(shape)),
-            Dtype::Bf16 => AnyKv::Bf16(Kv::new(shape)),
-        })
-    }
-
-    /// Empty, for one key that all heads share and whose first `shape.dv` numbers are the value: held once.
-    ///
-    /// # Panics
-    /// If there are more key heads, or the value is wider than the key.
-    pub fn latent(dtype: Dtype, shape: HeadShape) -> Self {
-        assert!(shape.kv_heads == 1 && shape.dv <= shape.dk, "{shape:?} shares no key that holds its value");
-        let mut kv = Self::new(dtype, shape);
-        match &mut kv.0 {
-            AnyKv::F32(kv) => kv.latent = true,
-            AnyKv::Bf16(kv) => kv.latent = true,
-        }
-        kv
-    }
-
-    /// Tokens held.
-    pub fn len(&self) -> usize {
-        match &self.0 {
-            AnyKv::F32(kv) => kv.len,
-            AnyKv::Bf16(kv) => kv.len,
-        }
-    }
-
-    /// Whether no token is held.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Keeps the first `len` tokens. What stood behind stays in memory and is overwritten or masked.
-    pub fn truncate(&mut self, len: usize) {
-        match &mut self.0 {
-            AnyKv::F32(kv) => kv.truncate(len),
-            AnyKv::Bf16(kv) => kv.truncate(len),
-        }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        match &self.0 {
-            AnyKv::F32(kv) => kv.data.len() * 4,
-            AnyKv::Bf16(kv) => kv.data.len() * 2,
-        }
-    }
-}
-
-/// A block holds, per key head, `[64 outputs, Dk]` packed keys and, unless latent, `[Dv outputs, 64]` packed values.
-#[derive(Clone)]
-struct Kv<E> {
-    shape: HeadShape,
-    latent: bool,
-    len: usize,
-    data: Aligned<E>,
-}
-
-impl<E: Packable> Kv<E> {
-    fn new(shape: HeadShape) -> Self {
-        assert!(shape.heads.is_multiple_of(shape.kv_heads));
-        Self { shape, latent: false, len: 0, data: Aligned::zeros(0) }
-    }
-
-    fn key_len(&self) -> usize {
-        BLOCK / PANEL * self.shape.dk.div_ceil(2) * PAIR
-    }
-
-    fn value_len(&self) -> usize {
-        self.shape.dv.div_ceil(PANEL) * (BLOCK / 2) * PAIR
-    }
-
-    fn head_len(&self) -> usize {
-        self.key_len() + if self.latent { 0 } else { self.value_len() }
-    }
-
-    fn keys(&self, block: usize, head: usize) -> &[E] {
-        &self.data[(block * self.shape.kv_heads + head) * self.head_len()..][..self.key_len()]
-    }
-
-    /// Packed values; those of a latent block are made in `scratch` from its keys.
-    fn values<'a>(&'a self, block: usize, head: usize, scratch: &'a mut Aligned<E>) -> &'a [E] {
-        if !self.latent {
-            let at = (block * self.shape.kv_heads + head) * self.head_len() + self.key_len();
-            return &self.data[at..][..self.value_len()];
-        }
-        let HeadShape { dk, dv, .. } = self.shape;
-        let keys = self.keys(block, head);
-        scratch.resize(self.value_len());
-        if E::DTYPE == Dtype::Bf16 && dv.is_multiple_of(PANEL) {
-            let pairs = dk.div_ceil(2);
-            values_of_keys(bytemuck::cast_slice(keys), pairs, bytemuck::cast_slice_mut(scratch));
-            return scratch;
-        }
-        for row in 0..BLOCK {
-            let keys = &keys[row / PANEL * dk.div_ceil(2) * PAIR..];
-            for d in 0..dv {
-                scratch[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
-                    keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)];
-            }
-        }
-        scratch
-    }
-
-    fn truncate(&mut self, len: usize) {
-        assert!(len <= self.len);
-        self.len = len;
-        // A value behind the end meets p = 0, but 0 · ∞ is NaN: leave no old number in the block that is kept.
-        let blocks = len.div_ceil(BLOCK);
-        self.data.resize(blocks * self.shape.kv_heads * self.head_len());
-        if !len.is_multiple_of(BLOCK) {
-            let (head_len, key_len, dk) = (self.head_len(), self.key_len(), self.shape.dk);
-            let dv = if self.latent { 0 } else { self.shape.dv };
-            for position in len..blocks * BLOCK {
-                for head in 0..self.shape.kv_heads {
-                    let at = (position / BLOCK * self.shape.kv_heads + head) * head_len;
-                    put(&mut self.data[at..at + head_len], key_len, position % BLOCK, (dk, dv), None);
-                }
-            }
-        }
-    }
-
-    fn append<S: Element>(&mut self, k: &[S], v: &[S], tokens: usize) {
-        let HeadShape { kv_heads, dk, dv, .. } = self.shape;
-        let first = self.len;
-        self.len += tokens;
-        self.data.resize(self.len.div_ceil(BLOCK) * kv_heads * self.head_len());
-        let dv = if self.latent { 0 } else { dv };
-        let (end, head_len, key_len) = (self.len, self.head_len(), self.key_len());
-        let blocks = first / BLOCK * kv_heads..end.div_ceil(BLOCK) * kv_heads;
-        // One head of one block.
-        let each = |(at, data): (usize, &mut [E])| {
-            let (block, head) = (first / BLOCK + at / kv_heads, at % kv_heads);
-            for position in first.max(block * BLOCK)..end.min((block + 1) * BLOCK) {
-                let row = (position - first) * kv_heads + head;
-                let (k, v) = (&k[row * dk..][..dk], &v[row * dv..][..dv]);
-                put(
-                    data,
-                    key_len,
-                    position % BLOCK,
-                    (dk, dv),
-                    Some((bytemuck::cast_slice(k), bytemuck::cast_slice(v))),
-                );
-            }
-        };
-        let data = &mut self.data[blocks.start * head_len..blocks.end * head_len];
-        if tokens * kv_heads * (dk + dv) < 16 * 1024 {
-            data.chunks_exact_mut(head_len).enumerate().for_each(each);
-        } else {
-            data.par_chunks_exact_mut(head_len).enumerate().for_each(each);
-        }
-    }
-}
-
-/// Writes one token's key and value into its row of a head's block, or zeros.
-fn put<E: Packable>(data: &mut [E], key_len: usize, row: usize, (dk, dv): (usize, usize), kv: Option<(&[E], &[E])>) {
-    let (keys, values) = data.split_at_mut(key_len);
-    let keys = &mut keys[row / PANEL * dk.div_ceil(2) * PAIR..];
-    let zero = E::narrow(0.0);
-    for d in 0..dk {
-        keys[d / 2 * PAIR + E::slot(row % PANEL, d % 2)] = kv.map_or(zero, |(k, _)| k[d]);
-    }
-    for d in 0..dv {
-        values[(d / PANEL * (BLOCK / 2) + row / 2) * PAIR + E::slot(d % PANEL, row % 2)] =
-            kv.map_or(zero, |(_, v)| v[d]);
-    }
-}
-
-/// [`Kv::values`] of a latent block in bf16, four elements at a time: of two keys in two columns, as they lie in a pair of columns,
-/// `(k₀c₀, k₀c₁, k₁c₀, k₁c₁)`, the same as they lie in a pair of keys. `pairs`: of columns, in a panel of keys.
-fn values_of_keys(keys: &[[u16; 4]], pairs: usize, values: &mut [[u16; 4]]) {
-    const LINE: usize = PAIR / 4;
-    for (i, line) in values.as_chunks_mut::<LINE>().0.iter_mut().enumerate() {
-        let (columns, key_pair) = (i / (BLOCK / 2), i % (BLOCK / 2));
-        let first = (key_pair / LINE * pairs + columns * LINE) * LINE + key_pair % LINE;
-        for (x, [a, b, c, d]) in line.iter_mut().zip(keys[first..].iter().step_by(LINE)) {
-            *x = [*a, *c, *b, *d];
-        }
-    }
 }
 
 /// A sequence of a batch: its rows of `q`, `k`, `v`, and what it holds already.
@@ -269,14 +81,13 @@ pub fn forward(
     assert_eq!([k.cols, v.cols], [dk, dv]);
     assert!(k.rows == q.rows && v.rows == q.rows && k.dtype() == q.dtype() && v.dtype() == q.dtype());
     for s in seqs.iter_mut() {
+        assert!(!s.kv.is_latent(), "a latent cache takes no values");
         match &mut s.kv.0 {
-            AnyKv::F32(kv) if !kv.latent => {
-                kv.append(&k.f32()[s.first * dk..], &v.f32()[s.first * dv..], s.tokens);
+            AnyKv::F32(kv) => kv.append(&k.f32()[s.first * dk..], &v.f32()[s.first * dv..], s.tokens),
+            AnyKv::Bf16(kv) => kv.append(&bf16::slice(k)[s.first * dk..], &bf16::slice(v)[s.first * dv..], s.tokens),
+            AnyKv::Fp8(kv) => {
+                kv.append(isa, &bf16::slice(k)[s.first * dk..], &bf16::slice(v)[s.first * dv..], s.tokens)
             }
-            AnyKv::Bf16(kv) if !kv.latent => {
-                kv.append(&bf16::slice(k)[s.first * dk..], &bf16::slice(v)[s.first * dv..], s.tokens);
-            }
-            _ => panic!("a latent cache takes no values"),
         }
     }
     attend(isa, shape, q, seqs)
@@ -292,10 +103,11 @@ pub fn latent_forward(
 ) -> (Tensor, Vec<f32>) {
     assert!(shape.kv_heads == 1 && k.cols == shape.dk && k.rows == q.rows && k.dtype() == q.dtype());
     for s in seqs.iter_mut() {
+        assert!(s.kv.is_latent(), "a latent cache is needed");
         match &mut s.kv.0 {
-            AnyKv::F32(kv) if kv.latent => kv.append(&k.f32()[s.first * shape.dk..], &[], s.tokens),
-            AnyKv::Bf16(kv) if kv.latent => kv.append(&bf16::slice(k)[s.first * shape.dk..], &[], s.tokens),
-            _ => panic!("a latent cache is needed"),
+            AnyKv::F32(kv) => kv.append(&k.f32()[s.first * shape.dk..], &[], s.tokens),
+            AnyKv::Bf16(kv) => kv.append(&bf16::slice(k)[s.first * shape.dk..], &[], s.tokens),
+            AnyKv::Fp8(kv) => kv.append(isa, &bf16::slice(k)[s.first * shape.dk..], &[], s.tokens),
         }
     }
     attend(isa, shape, q, seqs)
@@ -336,6 +148,7 @@ fn attend(isa: Isa, shape: HeadShape, q: &Tensor, seqs: &[Sequence<'_>]) -> (Ten
     let run = |(t, segments): &(&Tile<'_>, Range<usize>)| match &t.kv.0 {
         AnyKv::F32(kv) => tile_forward(isa, kv, q.f32(), t, segments.clone()),
         AnyKv::Bf16(kv) => tile_forward(isa, kv, bf16::slice(q), t, segments.clone()),
+        AnyKv::Fp8(kv) => tile_forward(isa, kv, bf16::slice(q), t, segments.clone()),
     };
     let parts: Vec<_> = if parallel { tasks.par_iter().map(run).collect() } else { tasks.iter().map(run).collect() };
     let mut parts = parts.into_iter().zip(&tasks).peekable();
@@ -430,8 +243,8 @@ fn strips<E: Packable>(isa: Isa, left: &Left<'_>, rows: usize, depth: usize) -> 
 }
 
 /// A tile against some segments, the first of all or one alone. `q`: `[T·H, Dk]`.
-fn tile_forward<E: Packable>(isa: Isa, kv: &Kv<E>, q: &[E], tile: &Tile<'_>, segments: Range<usize>) -> Part {
-    let HeadShape { dk, dv, scale, .. } = kv.shape;
+fn tile_forward<E: Packable>(isa: Isa, kv: &impl Blocks<E>, q: &[E], tile: &Tile<'_>, segments: Range<usize>) -> Part {
+    let HeadShape { dk, dv, scale, .. } = kv.shape();
     let (rows, group) = (tile.places.len(), tile.group);
     let q: Vec<E> = tile.places.iter().flat_map(|at| &q[at * dk..][..dk]).copied().collect();
     let q = strips::<E>(isa, &Left { data: LeftData::of(&q), row_stride: dk, col_stride: 1, round: false }, rows, dk);
@@ -440,12 +253,13 @@ fn tile_forward<E: Packable>(isa: Isa, kv: &Kv<E>, q: &[E], tile: &Tile<'_>, seg
     let mut p_strips = vec![0.0f32; left_len::<E>(isa, rows, BLOCK)];
     let mut pv = vec![0.0f32; rows * width];
     let mut alpha = vec![0.0f32; rows];
-    let mut values = Aligned::zeros(0);
+    let (mut keys, mut values) = (Aligned::zeros(0), Aligned::zeros(0));
     let mut total: Option<Part> = None;
     for segment in segments {
         let mut part = Part::empty(rows, width);
         for block in segment * SEGMENT..((segment + 1) * SEGMENT).min(tile.blocks()) {
-            let right = Right { data: kv.keys(block, group), panel_stride: dk.div_ceil(2) * PAIR };
+            let keys = kv.keys(isa, block, group, &mut keys);
+            let right = Right { data: keys, panel_stride: dk.div_ceil(2) * PAIR };
             tiles(isa, rows, BLOCK / PANEL, dk.div_ceil(2), &q, &right, &mut s, BLOCK, false);
             for (r, s) in s.chunks_exact_mut(BLOCK).enumerate() {
                 let seen = (tile.positions[r] + 1).saturating_sub(block * BLOCK).min(BLOCK);
@@ -454,7 +268,7 @@ fn tile_forward<E: Packable>(isa: Isa, kv: &Kv<E>, q: &[E], tile: &Tile<'_>, seg
             let view =
                 Left { data: LeftData::F32(&s), row_stride: BLOCK, col_stride: 1, round: E::DTYPE == Dtype::Bf16 };
             pack_left::<E>(isa, &view, 0, rows, 0, BLOCK, &mut p_strips);
-            let right = Right { data: kv.values(block, group, &mut values), panel_stride: BLOCK / 2 * PAIR };
+            let right = Right { data: kv.values(isa, block, group, keys, &mut values), panel_stride: BLOCK / 2 * PAIR };
             tiles(isa, rows, width / PANEL, BLOCK / 2, &p_strips, &right, &mut pv, width, false);
             for (r, pv) in pv.chunks_exact(width).enumerate() {
                 // A query that sees nothing of this block is left alone, so that its bits do not depend on its neighbours.

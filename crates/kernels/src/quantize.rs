@@ -184,7 +184,7 @@ fn largest<X: Element>(x: &[X], max: u32) -> u32 {
 }
 
 multi_isa! {
-    fn encode(x: &[u8], dtype: Dtype, format: ScaleFormat, codes: &mut [u8], scales: &mut [f32]) {
+    pub(crate) fn encode(x: &[u8], dtype: Dtype, format: ScaleFormat, codes: &mut [u8], scales: &mut [f32]) {
         with_element!(dtype, X => {
             let x: &[X] = bytemuck::cast_slice(x);
             for ((x, codes), scale) in x.chunks(TILE).zip(codes.chunks_mut(TILE)).zip(scales) {

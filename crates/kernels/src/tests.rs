@@ -498,6 +498,109 @@ fn a_truncated_cache_continues_as_if_the_rest_had_never_been_there() {
     assert_eq!(run(&mut kv, 70, 80), want);
 }
 
+/// Each of `heads` of a bf16 row on its own: all but its last `exact` columns as E4M3 has them.
+fn numbers_of_heads(ops: &Ops, x: &Tensor, heads: usize, exact: usize) -> Tensor {
+    let d = x.cols / heads;
+    let values = x.to_vec_f32();
+    let mut out = values.clone();
+    for (row, out) in values.chunks(d).zip(out.chunks_mut(d)) {
+        let part = Tensor::from_f32(row[..d - exact].to_vec(), d - exact);
+        let numbers = ops.fp8_numbers(&part, Tiles::Rows, &[0, 1], BLOCK_MAX_FLOOR, ScaleFormat::Ue8m0);
+        out[..d - exact].copy_from_slice(&numbers.to_vec_f32());
+    }
+    Tensor::from_f32(out, x.cols).to_dtype(Dtype::Bf16)
+}
+
+#[test]
+fn attention_on_a_cache_in_fp8_is_that_in_bf16_on_the_numbers_of_its_codes() {
+    let wide = HeadShape { heads: 2, kv_heads: 1, dk: 300, dv: 260, scale: 0.1 };
+    let t = 140;
+    for (s, exact) in SHAPES.into_iter().map(|s| (s, 0)).chain([(SHAPES[0], 8), (SHAPES[1], 7), (wide, 0), (wide, 40)])
+    {
+        let latent = s.kv_heads == 1 && s.dv + exact <= s.dk;
+        for latent in [false, latent] {
+            let (q, k, v) = qkv(s, Dtype::Bf16, t);
+            // Magnitudes from far below the floor of scales to far above 1, and what only the sign tells from zero.
+            let scaled = |x: &Tensor| {
+                let cols = x.cols;
+                let of = |(i, x): (usize, &f32)| x * [1e-7, 1e-3, 1.0, 300.0, -0.0][i / cols % 5];
+                Tensor::from_f32(x.to_vec_f32().iter().enumerate().map(of).collect(), x.cols).to_dtype(Dtype::Bf16)
+            };
+            let (k, v) = (scaled(&k), scaled(&v));
+            let attend = |ops: &Ops, k: &Tensor, v: &Tensor, kv: &mut KvBlocks, rows: std::ops::Range<u32>| {
+                let rows: Vec<u32> = rows.collect();
+                let part = |x: &Tensor| ops.gather(x, &rows);
+                let seq = &mut [Sequence { first: 0, tokens: rows.len(), kv }];
+                match latent {
+                    true => ops.latent_attention(s, &part(&q), &part(k), seq),
+                    false => ops.attention(s, &part(&q), &part(k), &part(v), seq).0,
+                }
+            };
+            let first = &every_ops()[0];
+            let numbers = [(&k, exact), (&v, 0)].map(|(x, exact)| numbers_of_heads(first, x, s.kv_heads, exact));
+            let mut plain = if latent { KvBlocks::latent(Dtype::Bf16, s) } else { KvBlocks::new(Dtype::Bf16, s) };
+            let want = attend(first, &numbers[0], &numbers[1], &mut plain, 0..t as u32);
+            for ops in every_ops() {
+                for cuts in [vec![140], vec![1; 140], vec![64, 1, 75]] {
+                    let mut kv = KvBlocks::fp8(s, exact, latent);
+                    let mut at = 0;
+                    for tokens in cuts {
+                        let o = attend(&ops, &k, &v, &mut kv, at..at + tokens);
+                        let rows: Vec<u32> = (at..at + tokens).collect();
+                        assert!(o == ops.gather(&want, &rows), "{s:?} {exact} {latent} {} at {at}", ops.isa().name());
+                        at += tokens;
+                    }
+                    assert_eq!(kv.len(), t);
+                    // What is thrown away leaves nothing behind.
+                    kv.truncate(70);
+                    let again = attend(&ops, &k, &v, &mut kv, 70..140);
+                    assert!(again == ops.gather(&want, &(70..140).collect::<Vec<_>>()), "{s:?} {exact} {latent}");
+                    kv.truncate(0);
+                    assert_eq!(kv.bytes(), 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cache_in_fp8_takes_a_byte_per_number_and_one_per_128() {
+    let ops = every_ops()[0];
+    let fill = |s: HeadShape, kv: &mut KvBlocks| {
+        let (q, k, v) = qkv(s, Dtype::Bf16, 64);
+        let seq = &mut [Sequence { first: 0, tokens: 64, kv }];
+        match s.dv {
+            512 => drop(ops.latent_attention(s, &q, &k, seq)),
+            _ => drop(ops.attention(s, &q, &k, &v, seq)),
+        }
+    };
+    // DeepSeek-V3's latent: 512 codes with 4 scales, 64 numbers of bf16.
+    let s = HeadShape { heads: 2, kv_heads: 1, dk: 576, dv: 512, scale: 0.1 };
+    let mut kv = KvBlocks::fp8(s, 64, true);
+    fill(s, &mut kv);
+    assert_eq!(kv.bytes(), 64 * (512 + 4 + 2 * 64));
+    let s = HeadShape { heads: 4, kv_heads: 2, dk: 128, dv: 128, scale: 0.1 };
+    let mut kv = KvBlocks::fp8(s, 0, false);
+    fill(s, &mut kv);
+    assert_eq!(kv.bytes(), 64 * 2 * (128 + 1 + 128 + 1));
+}
+
+#[test]
+fn a_number_that_is_none_stays_none_in_a_cache_in_fp8() {
+    let s = SHAPES[0];
+    for ops in every_ops() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (q, k, v) = qkv(s, Dtype::Bf16, 3);
+            let mut values = v.to_vec_f32();
+            values[s.kv_heads * s.dv] = bad;
+            let v = Tensor::from_f32(values, v.cols).to_dtype(Dtype::Bf16);
+            let mut kv = KvBlocks::fp8(s, 0, false);
+            let o = ops.attention(s, &q, &k, &v, &mut [Sequence { first: 0, tokens: 3, kv: &mut kv }]).0.to_vec_f32();
+            assert!(o[o.len() / 3..].iter().any(|x| x.is_nan()), "{bad}");
+        }
+    }
+}
+
 #[test]
 fn attention_backward_is_the_slope_of_forward_in_a_random_direction() {
     for s in SHAPES {
